@@ -1,0 +1,46 @@
+# The two commands a newcomer needs: `make train` and `make test`. Both set everything up first.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+# A machine may have 3.11 only under another name.
+ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
+PYTHON := python3
+endif
+
+.PHONY: setup train test test-slow test-gpu lint format typecheck clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "Pointsman needs Python 3.11 or newer; this is %s. Set PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/pointsman train $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests -m 'not slow and not gpu' $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest tests -m 'slow' $(ARGS)
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+typecheck: $(STAMP)
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What a run is: typed configuration, validation and closed-form estimates. Never imports torch."""

@@ -1,0 +1,122 @@
+"""Quantities that follow from a configuration by arithmetic, and `resolve`, which fills every derived field once.
+
+After `resolve` no field that says "None: ..." in the schema is `None`, except those that mean "absent"; everything
+downstream, the checkpoint included, sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from conf.schema import DataConfig, ModelConfig, MoeConfig, RunConfig
+
+VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
+REFERENCE_GROUP_TOKENS = {"mesh_tf": 1024, "flaxformer": 8192, "hf": 0, "paper": 1024}
+
+
+class SpanLengths(NamedTuple):
+    """Token counts of one span-corruption example."""
+
+    raw: int  # tokens of text before corruption
+    inputs: int  # encoder tokens with sentinels and EOS
+    targets: int  # decoder targets with sentinels and EOS
+
+
+def corrupted_lengths(raw: int, noise_density: float, mean_span_length: float) -> SpanLengths:
+    """Lengths after corrupting `raw` tokens: one sentinel per span on each side and one EOS each (T5, section 3.1.4)."""
+    noise = min(max(round(raw * noise_density), 1), raw - 1)
+    spans = max(round(noise / mean_span_length), 1)
+    return SpanLengths(raw, raw - noise + spans + 1, noise + spans + 1)
+
+
+def span_lengths(data: DataConfig) -> SpanLengths:
+    """The largest window of text whose corrupted form fits `encoder_length` (T5: 512 takes 568 tokens, targets 114)."""
+    raw = 2
+    while corrupted_lengths(raw + 1, data.noise_density, data.mean_span_length).inputs <= data.encoder_length:
+        raw += 1
+    return corrupted_lengths(raw, data.noise_density, data.mean_span_length)
+
+
+def world_size(cfg: RunConfig) -> int:
+    """Ranks of the whole run."""
+    return cfg.launch.nproc * cfg.launch.nodes
+
+
+def data_parallel_size(cfg: RunConfig) -> int:
+    """Ranks that hold different sequences: world / tp."""
+    return world_size(cfg) // cfg.parallel.tp
+
+
+def expert_tensor_size(cfg: RunConfig) -> int:
+    """Tensor shards of one expert."""
+    return cfg.parallel.tp if cfg.parallel.etp is None else cfg.parallel.etp
+
+
+def expert_data_size(cfg: RunConfig) -> int:
+    """Copies of each expert shard: world / (etp * ep)."""
+    return world_size(cfg) // (expert_tensor_size(cfg) * cfg.parallel.ep)
+
+
+def micro_batch_size(cfg: RunConfig) -> int:
+    """Sequences of one rank in one micro-batch."""
+    return cfg.train.global_batch // (data_parallel_size(cfg) * cfg.train.accumulation)
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the embedding: `vocab_size` rounded up to a multiple of 128."""
+    return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def is_sparse_layer(model: ModelConfig, moe: MoeConfig, layer: int) -> bool:
+    """Whether layer `layer` (from 0) of a stack is an expert bank (flaxformer MIXED layout: 1, 3, 5 .. for every 2)."""
+    return model.moe == "switch" and layer % moe.sparse_every == moe.sparse_every - 1
+
+
+def sparse_layers(model: ModelConfig, moe: MoeConfig, num_layers: int) -> tuple[int, ...]:
+    """Indices of the expert layers of a stack."""
+    return tuple(layer for layer in range(num_layers) if is_sparse_layer(model, moe, layer))
+
+
+def expert_capacity(moe: MoeConfig, group_tokens: int, *, train: bool) -> int:
+    """Slots of one expert for one group of `group_tokens` tokens (rounding and bounds of the named semantics)."""
+    factor = moe.capacity_factor if train else moe.eval_capacity_factor
+    if moe.semantics == "flaxformer":
+        return max(round(factor * group_tokens / moe.num_experts), moe.min_expert_capacity)
+    if moe.semantics == "paper":
+        return max(int(factor * group_tokens / moe.num_experts), 1)
+    if moe.semantics == "hf":
+        return moe.min_expert_capacity  # Hugging Face's `expert_capacity` is an absolute number
+    return max(min(group_tokens, int(group_tokens * factor / moe.num_experts)), moe.min_expert_capacity)
+
+
+def auto_group_sequences(cfg: RunConfig) -> int:
+    """Whole sequences per routing group by the rule of the semantics, evaluated on the global batch.
+
+    The largest divisor of the global batch whose encoder tokens stay within the reference's group size; Hugging Face
+    routes each sequence alone.
+    """
+    limit = REFERENCE_GROUP_TOKENS[cfg.moe.semantics] // cfg.data.encoder_length
+    batch = cfg.train.global_batch
+    return max((d for d in range(1, batch + 1) if batch % d == 0 and d <= limit), default=1)
+
+
+def slots_per_token(moe: MoeConfig, group_tokens: int, *, train: bool) -> float:
+    """E * C / S: buffer rows computed per token; far above the capacity factor when the minimum capacity dominates."""
+    return moe.num_experts * expert_capacity(moe, group_tokens, train=train) / group_tokens
+
+
+def resolve(cfg: RunConfig) -> RunConfig:
+    """`cfg` with every derived field filled. Call after validation."""
+    lengths = span_lengths(cfg.data)
+    moe = replace(cfg.moe, group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg))
+    data = replace(cfg.data, decoder_length=cfg.data.decoder_length or lengths.targets)
+    parallel = replace(cfg.parallel, etp=expert_tensor_size(cfg))
+    steps = cfg.train.steps
+    train = replace(
+        cfg.train,
+        eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, (steps or 10_000) // 10),
+        save_every=cfg.train.save_every if cfg.train.save_every is not None else max(1, (steps or 4_000) // 4),
+    )
+    return replace(cfg, moe=moe, data=data, parallel=parallel, train=train)

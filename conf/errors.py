@@ -1,0 +1,49 @@
+"""Every error Pointsman raises on purpose, in one tree.
+
+A `PointsmanError` is something a user can act on: its text names the field or file, what was found, what is needed
+and what to try. Internal mistakes are `assert`s. `ConfigError` and `DataError` are `ValueError`s as well, so that
+callers that know nothing of Pointsman can catch them.
+"""
+
+from __future__ import annotations
+
+
+class PointsmanError(Exception):
+    """Base of every deliberate error."""
+
+
+class ConfigError(PointsmanError, ValueError):
+    """A setting is wrong. Text: ``path.to.field: got X; needs Y; try Z``."""
+
+    def __init__(self, field: str, *, got: object, needs: str, hint: str = "") -> None:
+        self.field, self.got, self.needs, self.hint = field, got, needs, hint
+        text = f"{field}: got {got!r}; needs {needs}"
+        super().__init__(f"{text}; try {hint}" if hint else text)
+
+
+class ConfigErrors(PointsmanError, ValueError):
+    """Several settings are wrong; all of them are listed, so that one run of the command finds them all."""
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in errors))
+
+
+class DataError(PointsmanError, ValueError):
+    """A file, a shard or a row of data cannot be used; the text names it."""
+
+
+class CheckpointError(PointsmanError, RuntimeError):
+    """A checkpoint cannot be written, or none that is whole can be read."""
+
+
+class RankDisagreement(PointsmanError, RuntimeError):
+    """Ranks that must agree (on sizes, a step, a decision) do not; raised on every rank before data moves."""
+
+
+class NonFiniteError(PointsmanError, ArithmeticError):
+    """The loss or a gradient is not finite; raised on every rank before the update, so weights are untouched."""
+
+
+class SetupError(PointsmanError, RuntimeError):
+    """The machine, an installed package or a foreign package of the same name makes the run impossible."""

@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizer, span corruption, loading. Never imports torch."""

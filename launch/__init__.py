@@ -1,0 +1,1 @@
+"""How processes start: command line, torchrun, DeepSpeed, Slurm, Docker. Never imports torch."""

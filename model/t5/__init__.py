@@ -1,0 +1,1 @@
+"""T5 building blocks (arXiv 1910.10683)."""
