@@ -25,7 +25,7 @@ class SpanLengths(NamedTuple):
 
 
 def corrupted_lengths(raw: int, noise_density: float, mean_span_length: float) -> SpanLengths:
-    """Lengths after corrupting `raw` tokens: one sentinel per span on each side and one EOS each (T5, section 3.1.4)."""
+    """Lengths after corrupting `raw` tokens: one sentinel per span on each side, one EOS each (T5, section 3.1.4)."""
     noise = min(max(round(raw * noise_density), 1), raw - 1)
     spans = max(round(noise / mean_span_length), 1)
     return SpanLengths(raw, raw - noise + spans + 1, noise + spans + 1)

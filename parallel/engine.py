@@ -19,7 +19,7 @@ MASTER = "master"  # state kind of the fp32 weights; moments use the optimizer's
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateTensor:
-    """One local shard of one logical state tensor, whole along data parallelism, in fp32 (or as the optimizer keeps it)."""
+    """One local shard of one logical state tensor, whole along dp, in fp32 or as the optimizer keeps it."""
 
     name: str  # parameter name, as in model.named_parameters()
     kind: str  # MASTER or a moment's name

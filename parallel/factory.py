@@ -1,6 +1,6 @@
-"""The layer factory: how a model asks for layers that may be cut over tensor ranks, and the plain one-process answer.
+"""The layer factory: how a model asks for layers that may be cut over tensor ranks, and the one-process answer.
 
-Shape suffixes: B batch, L length, D d_model, V padded vocabulary; "/tp" marks a dim that a tensor rank holds a share of.
+Shape suffixes: B batch, L length, D d_model, V padded vocabulary; "/tp" marks a dim of which a tensor rank holds a share.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LayerFactory(Protocol):
         ...
 
     def tied_logits(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
-        """x @ weight.T with an embedding's (sharded) weight: [B, L, V/tp]; backward all-reduces x's gradient over tp."""
+        """x @ weight.T, an embedding's (sharded) weight: [B, L, V/tp]; backward all-reduces x's gradient over tp."""
         ...
 
     def cross_entropy(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
@@ -81,6 +81,6 @@ class PlainLayers:
         return logits_BLV
 
     def _linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
-        layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)
+        layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False, device=torch.get_default_device())
         tag(layer.weight, spec)  # type: ignore[arg-type]
         return layer

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RouterStats:
-    """Sums over the router's tokens, fp32, detached, on device (no host sync); add them over micro-batches and ranks."""
+    """Sums over the router's tokens, fp32, detached, no host sync; add them over micro-batches and ranks."""
 
     load_E: Tensor  # real tokens whose first choice is e, before capacity
     probability_E: Tensor  # sum of router probabilities of real tokens
