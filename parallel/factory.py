@@ -1,6 +1,6 @@
 """The layer factory: how a model asks for layers that may be cut over tensor ranks, and the one-process answer.
 
-Shape suffixes: B batch, L length, D d_model, V padded vocabulary; "/tp" marks a dim of which a tensor rank holds a share.
+Shape suffixes: B batch, L length, D d_model, V padded vocabulary; "/tp" marks a dim cut over tensor ranks.
 """
 
 from __future__ import annotations
