@@ -1,0 +1,64 @@
+"""The run's folder: what it is called, what is in it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf import compose
+from conf.schema import RunConfig
+from parallel import collectives
+from parallel.types import ParallelGroups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDir:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, `step_00000200/` and so on."""
+        return self.root / "checkpoints"
+
+    @property
+    def status(self) -> Path:
+        """How the run ended, as JSON: what a scheduler's requeue decision reads."""
+        return self.root / "status.json"
+
+
+def default_name(cfg: RunConfig) -> str:
+    """Preset and local time, for a run without a name."""
+    return f"{cfg.model.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def open_run_dir(cfg: RunConfig, groups: ParallelGroups) -> RunDir:
+    """Create the folder. Rank 0 names it, so that all ranks agree although their clocks may not."""
+    name = cfg.name or collectives.broadcast_object(default_name(cfg), groups.control)
+    run = RunDir(root=Path(cfg.runs_dir).expanduser() / name)
+    if groups.is_main:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def write_config(run: RunDir, cfg: RunConfig) -> None:
+    """Write the resolved configuration; an older one of another content is kept beside it."""
+    if run.config.exists():
+        before = run.config.read_text()
+        compose.dump(cfg, run.config)
+        if run.config.read_text() != before:
+            (run.root / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml").write_text(before)
+        return
+    compose.dump(cfg, run.config)
