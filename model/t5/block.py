@@ -1,0 +1,110 @@
+"""One T5 block: pre-norm residual sublayers self attention, cross attention (decoder), feed-forward or experts.
+
+Shape suffixes: B batch, L length, M encoder length, D d_model, H heads of this tensor rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from conf.derive import is_sparse_layer
+from conf.schema import ModelConfig, MoeConfig
+from model.moe.types import LayerRouting
+from model.t5.attention import Attention
+from model.t5.cache import LayerCache
+from model.t5.feed_forward import FEED_FORWARD
+from model.t5.noise import dropout
+from model.t5.norm import RmsNorm
+from parallel.factory import LayerFactory
+
+if TYPE_CHECKING:
+    from model.moe.types import RouteMode
+    from parallel.dispatch import ExpertExchange
+    from parallel.rng import NoiseKey
+
+StackName = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """The encoder's output as the decoder attends to it."""
+
+    hidden_BMD: Tensor
+    mask_B11M: Tensor  # additive: hides padding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockOutput:
+    """Hidden state and, from an expert layer, its routing. Returned, so that recomputation counts it once."""
+
+    x_BLD: Tensor
+    routing: LayerRouting | None
+
+
+class Block(nn.Module):
+    """A layer of the encoder or of the decoder."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoeConfig,
+        *,
+        stack: StackName,
+        index: int,
+        layers: LayerFactory,
+        exchange: ExpertExchange,
+    ) -> None:
+        super().__init__()
+        self.name, self.p = f"{stack}.{index}", model.dropout
+        self.self_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
+        self.self_attention = Attention(model, name=f"{self.name}.self_attention", layers=layers)
+        self.cross_attention = None
+        if stack == "decoder":
+            self.cross_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
+            self.cross_attention = Attention(model, name=f"{self.name}.cross_attention", layers=layers)
+        self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
+        self.is_sparse = is_sparse_layer(model, moe, index)
+        if self.is_sparse:
+            from model.moe.layer import MoeLayer
+
+            self.ff = MoeLayer(model, moe, name=self.name, exchange=exchange)
+        else:
+            self.ff = FEED_FORWARD[model.ffn](model, name=f"{self.name}.ff", layers=layers)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        real_BL: Tensor,
+        bias_BHLM: Tensor,
+        memory: Memory | None,
+        *,
+        mode: RouteMode,
+        noise: NoiseKey | None,
+        cache: LayerCache | None = None,
+    ) -> BlockOutput:
+        """[B, L, D] -> [B, L, D]. `real_BL` marks the tokens that may take expert slots.
+
+        With a `cache` the sublayers attend to it: `x_BLD` then holds the next positions only.
+        """
+        normed_BLD = self.self_attention_norm(x_BLD)
+        seen = self.self_attention.keys_values(normed_BLD)
+        seen = seen if cache is None else cache.extend(seen)
+        x_BLD = x_BLD + self._drop(self.self_attention(normed_BLD, seen, bias_BHLM, noise), noise, "self_attention")
+        if self.cross_attention is not None:
+            assert memory is not None, "a decoder block needs the encoder's output"
+            normed_BLD = self.cross_attention_norm(x_BLD)
+            source = self.cross_attention.keys_values(memory.hidden_BMD) if cache is None else cache.cross
+            mixed_BLD = self.cross_attention(normed_BLD, source, memory.mask_B11M, noise)
+            x_BLD = x_BLD + self._drop(mixed_BLD, noise, "cross_attention")
+        normed_BLD = self.ff_norm(x_BLD)
+        if self.is_sparse:
+            out_BLD, routing = self.ff(normed_BLD, real_BL, mode=mode, noise=noise)
+        else:
+            out_BLD, routing = self.ff(normed_BLD, noise), None
+        return BlockOutput(x_BLD=x_BLD + self._drop(out_BLD, noise, "ff"), routing=routing)
+
+    def _drop(self, x_BLD: Tensor, noise: NoiseKey | None, sublayer: str) -> Tensor:
+        return dropout(x_BLD, self.p, noise, f"{self.name}.{sublayer}")

@@ -1,0 +1,119 @@
+"""The Switch Transformer: T5's encoder-decoder with expert banks for some feed-forward layers.
+
+Shape suffixes: B batch, L encoder length, T decoder length, D d_model, V vocabulary columns of this tensor rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from conf.derive import padded_vocab_size
+from conf.schema import ModelConfig, MoeConfig
+from model.moe.types import LayerRouting
+from model.t5.block import Memory
+from model.t5.cache import LayerCache
+from model.t5.position import padding_mask
+from model.t5.stack import Stack, StackOutput
+from parallel.factory import LayerFactory
+from parallel.layout import ParamSpec
+
+if TYPE_CHECKING:
+    from model.moe.types import RouteMode
+    from parallel.dispatch import ExpertExchange
+    from parallel.rng import NoiseKey
+
+PAD = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOutput:
+    """What a forward pass gives to the loss."""
+
+    token_loss_BT: Tensor  # cross-entropy in fp32 (fp64 in an fp64 model), nats; 0 where the target is padding
+    encoder_routing: tuple[LayerRouting, ...]  # one per expert layer
+    decoder_routing: tuple[LayerRouting, ...]
+
+
+class SwitchTransformer(nn.Module):
+    """Encoder, decoder, shared embedding, tied or own output matrix."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoeConfig,
+        *,
+        layers: LayerFactory,
+        exchange: ExpertExchange,
+        recompute: bool = False,
+    ) -> None:
+        """`layers` and `exchange` hold all parallelism; `recompute` drops block activations until backward."""
+        super().__init__()
+        self.config, self.factory = model, layers
+        rows = padded_vocab_size(model.vocab_size)
+        embedding = ParamSpec(axes=("vocab", "embed"), init="embedding")
+        self.shared = layers.embedding(rows, model.d_model, embedding)
+        self.encoder = Stack(model, moe, name="encoder", layers=layers, exchange=exchange, recompute=recompute)
+        self.decoder = Stack(model, moe, name="decoder", layers=layers, exchange=exchange, recompute=recompute)
+        self.lm_head = None
+        if not model.tie_embeddings:
+            head = ParamSpec(axes=("vocab", "embed"), fan_in=model.d_model)
+            self.lm_head = layers.column_linear(model.d_model, rows, head)
+
+    def forward(
+        self,
+        encoder_tokens_BL: Tensor,
+        decoder_inputs_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        mode: RouteMode,
+        noise: NoiseKey | None,
+    ) -> ModelOutput:
+        """Token losses of `targets_BT` (id 0: padding, loss 0). `noise` None: no dropout and no jitter.
+
+        All ids are int64, in [0, vocab_size). Decoder inputs are the targets shifted right, starting with 0.
+        """
+        assert noise is None or mode == "train", f"noise is for training only, not for mode {mode!r}"
+        encoded = self.encode(encoder_tokens_BL, mode=mode, noise=noise)
+        memory = self.memory(encoded.hidden_BLD, encoder_tokens_BL)
+        real_BT = targets_BT != PAD
+        decoded = self.decoder(self.shared(decoder_inputs_BT), real_BT, memory, mode=mode, noise=noise)
+        loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
+        return ModelOutput(
+            # where, not a product: a loss that is not finite at padding must not leak.
+            token_loss_BT=torch.where(real_BT, loss_BT, 0.0),
+            encoder_routing=encoded.routing,
+            decoder_routing=decoded.routing,
+        )
+
+    def encode(self, tokens_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> StackOutput:
+        """Encoder output [B, L, D] of token ids; id 0 is padding."""
+        return self.encoder(self.shared(tokens_BL), tokens_BL != PAD, mode=mode, noise=noise)
+
+    def memory(self, encoded_BLD: Tensor, tokens_BL: Tensor) -> Memory:
+        """What the decoder attends to."""
+        return Memory(hidden_BMD=encoded_BLD, mask_B11M=padding_mask(tokens_BL != PAD, encoded_BLD.dtype))
+
+    def logits(self, decoded_BTD: Tensor) -> Tensor:
+        """fp32 (or wider) logits [B, T, V]; the columns that only pad the vocabulary are -inf."""
+        if self.lm_head is not None:
+            raw_BTV = self.lm_head(decoded_BTD)
+        else:
+            scaled_BTD = decoded_BTD * self.config.d_model**-0.5
+            raw_BTV = self.factory.tied_logits(scaled_BTD, self.shared.weight)  # type: ignore[arg-type]
+        logits_BTV = raw_BTV.to(torch.promote_types(raw_BTV.dtype, torch.float32))
+        columns = logits_BTV.shape[-1]
+        real = min(max(self.config.vocab_size - self.factory.tp_rank * columns, 0), columns)
+        if real == columns:
+            return logits_BTV
+        padding_V = torch.arange(columns, device=logits_BTV.device) >= real
+        return logits_BTV.masked_fill(padding_V, float("-inf"))
+
+    def next_logits(self, tokens_B: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
+        """One cached decoding step: logits [B, vocabulary] after `tokens_B`, whole on every tensor rank."""
+        hidden_B1D = self.decoder.step(self.shared(tokens_B[:, None]), memory, caches, mode=mode)
+        return self.factory.gather_logits(self.logits(hidden_B1D))[:, 0, : self.config.vocab_size]

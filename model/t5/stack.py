@@ -1,0 +1,128 @@
+"""A stack of T5 blocks with its shared position bias and final norm: the encoder or the decoder.
+
+Shape suffixes: B batch, L length, M encoder length, D d_model, H heads of this tensor rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from conf.schema import ModelConfig, MoeConfig
+from model.moe.types import LayerRouting
+from model.t5.block import Block, BlockOutput, Memory, StackName
+from model.t5.cache import LayerCache
+from model.t5.noise import dropout
+from model.t5.norm import RmsNorm
+from model.t5.position import RelativeBias, causal_mask, padding_mask
+from parallel.factory import LayerFactory
+
+if TYPE_CHECKING:
+    from model.moe.types import RouteMode
+    from parallel.dispatch import ExpertExchange
+    from parallel.rng import NoiseKey
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackOutput:
+    """Output after the final norm, and the routing of the expert layers in order."""
+
+    hidden_BLD: Tensor
+    routing: tuple[LayerRouting, ...]
+
+
+class Stack(nn.Module):
+    """Embedding dropout, blocks, final norm, final dropout."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoeConfig,
+        *,
+        name: StackName,
+        layers: LayerFactory,
+        exchange: ExpertExchange,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        self.name, self.p, self.recompute = name, model.dropout, recompute
+        self.relative_bias = RelativeBias(
+            buckets=model.relative_buckets,
+            max_distance=model.relative_max_distance,
+            heads=model.num_heads,
+            tp_size=layers.tp_size,
+            d_model=model.d_model,
+            bidirectional=name == "encoder",
+        )
+        depth = model.num_encoder_layers if name == "encoder" else model.num_decoder_layers
+        self.layers = nn.ModuleList(
+            Block(model, moe, stack=name, index=i, layers=layers, exchange=exchange) for i in range(depth)
+        )
+        self.final_norm = RmsNorm(model.d_model, model.norm_epsilon)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        real_BL: Tensor,
+        memory: Memory | None = None,
+        *,
+        mode: RouteMode,
+        noise: NoiseKey | None,
+    ) -> StackOutput:
+        """Run embedded tokens [B, L, D] through the stack.
+
+        `real_BL`: tokens that are no padding; they alone take expert slots, and in the encoder they alone are
+        attended to. The decoder attends causally, so padding after the targets cannot reach them.
+        """
+        length = x_BLD.shape[1]
+        bias = self.relative_bias(length, length)
+        if self.name == "encoder":
+            bias = bias + padding_mask(real_BL, bias.dtype)
+        else:
+            bias = bias + causal_mask(length, bias.dtype, bias.device)
+        x_BLD = dropout(x_BLD, self.p, noise, f"{self.name}.embedding")
+        routing: list[LayerRouting] = []
+        for block in self.layers:
+            out = self._run(block, x_BLD, real_BL, bias, memory, mode, noise)
+            x_BLD = out.x_BLD
+            if out.routing is not None:
+                routing.append(out.routing)
+        hidden_BLD = dropout(self.final_norm(x_BLD), self.p, noise, f"{self.name}.final")
+        return StackOutput(hidden_BLD=hidden_BLD, routing=tuple(routing))
+
+    def new_caches(self, memory: Memory, max_length: int) -> tuple[LayerCache, ...]:
+        """One empty cache per decoder layer, with the encoder's keys and values computed."""
+        cross = [block.cross_attention.keys_values(memory.hidden_BMD) for block in self.layers]  # type: ignore[union-attr]
+        return tuple(LayerCache(cross=c, max_length=max_length) for c in cross)
+
+    def step(self, x_B1D: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
+        """Next position of every row [B, 1, D] -> [B, 1, D], reading and extending `caches`."""
+        seen = caches[0].length
+        bias = self.relative_bias(1, seen + 1, first_query=seen)
+        real_B1 = torch.ones(x_B1D.shape[:2], dtype=torch.bool, device=x_B1D.device)
+        for block, cache in zip(self.layers, caches, strict=True):
+            x_B1D = block(x_B1D, real_B1, bias, memory, mode=mode, noise=None, cache=cache).x_BLD
+        return self.final_norm(x_B1D)
+
+    def _run(
+        self,
+        block: nn.Module,
+        x_BLD: Tensor,
+        real_BL: Tensor,
+        bias: Tensor,
+        memory: Memory | None,
+        mode: RouteMode,
+        noise: NoiseKey | None,
+    ) -> BlockOutput:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(x_BLD, real_BL, bias, memory, mode=mode, noise=noise)
+        # Noise is keyed, so recomputation repeats it without any generator state to restore.
+        return checkpoint(  # type: ignore[return-value]
+            block, x_BLD, real_BL, bias, memory,
+            mode=mode, noise=noise, use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
