@@ -1,4 +1,4 @@
-"""Every collective of the project: the only file that calls torch.distributed's, so that all can be watched and faulted.
+"""Every collective of the project: the only file that calls torch.distributed's, so all can be watched and faulted.
 
 All are no-ops along an axis of size 1 and must be called by every rank of the axis, in the same order. Functions that
 carry a gradient say what their backward does.
