@@ -43,7 +43,7 @@ def run(job: Job) -> None:
         faulthandler.enable(stack, all_threads=True)
         faulthandler.register(signal.SIGUSR1, stack, all_threads=True)
         outcome = _run(job)
-        temporary = files.result.with_suffix(".tmp")
+        temporary = files.result.with_name(files.result.name + ".tmp")
         temporary.write_bytes(pickle.dumps(outcome))
         temporary.rename(files.result)
         sys.stdout.flush()
