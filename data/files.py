@@ -1,0 +1,71 @@
+"""Files that several processes share: locks, atomic writes, checksums, and globs with clear errors."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from conf.errors import DataError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made if missing). The kernel drops it when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `path` so that it holds either its old or its whole new content, also after a kill or a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def expand_globs(patterns: Sequence[str], *, field: str) -> tuple[Path, ...]:
+    """Every file that matches, sorted by name, each once.
+
+    Raises:
+        DataError: a pattern matches nothing; the text names `field` and the pattern.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+        files = [name for name in matches if os.path.isfile(name)]
+        if not files:
+            raise DataError(
+                f"{field}: no file matches {pattern!r} (looked from {os.getcwd()}); give an existing file or a quoted "
+                "glob such as 'docs/*.jsonl'"
+            )
+        found.update(files)
+    return tuple(Path(name) for name in sorted(found))
