@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from conf.derive import is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig
-from model.moe.types import LayerRouting
+from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
 from model.t5.cache import LayerCache
 from model.t5.feed_forward import FEED_FORWARD
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
+from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
 
 if TYPE_CHECKING:
-    from model.moe.types import RouteMode
-    from parallel.dispatch import ExpertExchange
     from parallel.rng import NoiseKey
 
 StackName = Literal["encoder", "decoder"]

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from conf.derive import padded_vocab_size
 from conf.schema import ModelConfig, MoeConfig
-from model.moe.types import LayerRouting
+from model.moe.types import LayerRouting, RouteMode
 from model.t5.block import Memory
 from model.t5.cache import LayerCache
 from model.t5.position import padding_mask
 from model.t5.stack import Stack, StackOutput
+from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
 from parallel.layout import ParamSpec
 
 if TYPE_CHECKING:
-    from model.moe.types import RouteMode
-    from parallel.dispatch import ExpertExchange
     from parallel.rng import NoiseKey
 
 PAD = 0

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conf.schema import ModelConfig, MoeConfig
-from model.moe.types import LayerRouting
+from model.moe.types import LayerRouting, RouteMode
 from model.t5.block import Block, BlockOutput, Memory, StackName
 from model.t5.cache import LayerCache
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
 from model.t5.position import RelativeBias, causal_mask, padding_mask
+from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
 
 if TYPE_CHECKING:
-    from model.moe.types import RouteMode
-    from parallel.dispatch import ExpertExchange
     from parallel.rng import NoiseKey
 
 

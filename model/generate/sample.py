@@ -1,0 +1,82 @@
+"""Greedy decoding and sampling: one token per row and step.
+
+Shape suffixes: B batch, L encoder length, T generated positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.generate.types import EOS, GenerateOptions, GenerateResult
+from model.t5.model import PAD, SwitchTransformer
+
+
+def choose_tokens(
+    module: SwitchTransformer,
+    encoder_tokens_BL: Tensor,
+    options: GenerateOptions,
+    all_finished: Callable[[bool], bool],
+) -> GenerateResult:
+    """Decode by the most probable token (`greedy`) or by drawing (`sample`). See `model.generate.generate`."""
+    encoded = module.encode(encoder_tokens_BL, mode="no_drop", noise=None)
+    memory = module.memory(encoded.hidden_BLD, encoder_tokens_BL)
+    caches = module.decoder.new_caches(memory, options.max_length)
+    generator = torch.Generator("cpu").manual_seed(options.seed)
+    last_B = torch.full_like(encoder_tokens_BL[:, 0], PAD)  # the decoder's start token is the padding id
+    finished_B = torch.zeros_like(last_B, dtype=torch.bool)
+    tokens, log_probs = [], []
+    for step in range(options.max_length):
+        model_BV = module.next_logits(last_B, memory, caches, mode="no_drop").log_softmax(-1)
+        allowed_BV = forbid_early_end(model_BV, step, options)
+        if options.mode == "greedy":
+            chosen_B = allowed_BV.argmax(-1)
+        else:
+            # Drawn for all rows, finished or not, so that the number of draws per step is fixed.
+            uniform_B = torch.rand(len(last_B), generator=generator, dtype=torch.float64).to(last_B.device)
+            chosen_B = draw(allowed_BV, uniform_B, options)
+        last_B = chosen_B.masked_fill(finished_B, PAD)
+        tokens.append(last_B)
+        log_probs.append(model_BV.gather(1, chosen_B[:, None])[:, 0].masked_fill(finished_B, 0.0))
+        finished_B = finished_B | (last_B == EOS)
+        if all_finished(bool(finished_B.all())):
+            break
+    tokens_BT, log_probs_BT = torch.stack(tokens, 1), torch.stack(log_probs, 1)
+    return GenerateResult(
+        tokens_BT=tokens_BT,
+        lengths_B=lengths(tokens_BT),
+        log_probs_BT=log_probs_BT,
+        scores_B=log_probs_BT.sum(1),
+    )
+
+
+def forbid_early_end(log_probs_BV: Tensor, step: int, options: GenerateOptions) -> Tensor:
+    """-inf for EOS while fewer than `min_length` tokens were generated."""
+    if step >= options.min_length:
+        return log_probs_BV
+    return log_probs_BV.index_fill(-1, torch.tensor([EOS], device=log_probs_BV.device), float("-inf"))
+
+
+def draw(log_probs_BV: Tensor, uniform_B: Tensor, options: GenerateOptions) -> Tensor:
+    """Token ids [B]: temperature, then top-k, then top-p, then the inverse of the cumulative distribution."""
+    heated_BV = (log_probs_BV.double() / options.temperature).softmax(-1)
+    sorted_BV, ids_BV = heated_BV.sort(-1, descending=True, stable=True)
+    if options.top_k is not None:
+        sorted_BV[:, options.top_k :] = 0.0
+        sorted_BV /= sorted_BV.sum(-1, keepdim=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    sorted_BV = sorted_BV.masked_fill(before_BV >= options.top_p, 0.0)
+    cumulative_BV = sorted_BV.cumsum(-1)
+    threshold_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
+    place_B1 = (cumulative_BV <= threshold_B1).sum(-1, keepdim=True)
+    # Rounding may leave the threshold at the very end: the last token that was kept takes it.
+    kept_B1 = (sorted_BV > 0).sum(-1, keepdim=True)
+    return ids_BV.gather(1, place_B1.minimum(kept_B1 - 1))[:, 0]
+
+
+def lengths(tokens_BT: Tensor) -> Tensor:
+    """Tokens up to and including the first EOS; all positions where there is none."""
+    ended_BT = (tokens_BT == EOS).cumsum(-1) > 0
+    return tokens_BT.shape[-1] - ended_BT.sum(-1) + ended_BT.any(-1)

@@ -1,0 +1,83 @@
+"""Small models and batches for the tests of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.schema import ModelConfig, MoeConfig
+from model.init import initialise
+from model.t5.model import SwitchTransformer
+from parallel.dispatch import LocalExchange
+from parallel.factory import PlainLayers
+from parallel.layout import cast_module
+from parallel.types import single_process
+
+MODEL = ModelConfig(
+    preset="test",
+    moe="dense",
+    vocab_size=100,  # not a multiple of 128: some columns only pad
+    d_model=16,
+    d_ff=24,
+    d_kv=6,
+    num_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    ffn="relu",
+    tie_embeddings=True,
+    relative_buckets=8,
+    relative_max_distance=16,
+    dropout=0.0,
+    attention_dropout=0.0,
+    norm_epsilon=1e-6,
+    init_scale=1.0,
+)
+MOE = MoeConfig(
+    semantics="mesh_tf",
+    router="switch",
+    num_experts=4,
+    sparse_every=2,
+    capacity_factor=1.25,
+    eval_capacity_factor=2.0,
+    min_expert_capacity=1,
+    group_sequences=1,
+    jitter=0.0,
+    aux_loss_weight=0.01,
+    z_loss_weight=0.1,
+    expert_dropout=0.0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    encoder_BL: Tensor
+    inputs_BT: Tensor
+    targets_BT: Tensor
+
+    def __getitem__(self, rows: Any) -> Batch:
+        return Batch(encoder_BL=self.encoder_BL[rows], inputs_BT=self.inputs_BT[rows], targets_BT=self.targets_BT[rows])
+
+
+def make_model(
+    *, dtype: torch.dtype = torch.float64, moe: MoeConfig = MOE, recompute: bool = False, seed: int = 1, **changes: Any
+) -> SwitchTransformer:
+    cfg = replace(MODEL, **changes)
+    module = SwitchTransformer(cfg, moe, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
+    cast_module(module, dtype)
+    initialise(module, single_process(), seed=seed, scale=cfg.init_scale)
+    return module
+
+
+def make_batch(*, rows: int = 4, length: int = 9, targets: int = 7, vocab: int = 100, seed: int = 0) -> Batch:
+    """Random ids with padding that differs a lot between rows: row r keeps a shrinking share of its tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder_BL = torch.randint(1, vocab, (rows, length), generator=generator)
+    targets_BT = torch.randint(1, vocab, (rows, targets), generator=generator)
+    for row in range(rows):
+        encoder_BL[row, max(1, length - 2 * row) :] = 0
+        targets_BT[row, max(1, targets - 3 * (row % 3)) :] = 0
+    inputs_BT = torch.cat([torch.zeros(rows, 1, dtype=torch.long), targets_BT[:, :-1]], 1)
+    return Batch(encoder_BL=encoder_BL, inputs_BT=inputs_BT, targets_BT=targets_BT)
