@@ -1,0 +1,78 @@
+"""What every process of a run does around its work: tell a deliberate error briefly, and end when its parent is gone.
+
+The command line and the ranks share it, so that an error reads the same wherever it is raised.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from conf.errors import PointsmanError
+
+USER_ERROR = 2  # exit code of a PointsmanError
+INTERRUPTED = 128 + signal.SIGINT
+DEBUG_VARIABLE = "POINTSMAN_DEBUG"
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for a rank's last words
+TIME_KEY = "nanoseconds"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run `work` and return its exit code; a `PointsmanError` becomes a short message on stderr and exit code 2.
+
+    With POINTSMAN_DEBUG=1 the traceback is shown as well. Every exception is also left in torchrun's error file, if
+    there is one, so that the launcher knows which rank failed first. Other exceptions are raised on.
+    """
+    try:
+        return work()
+    except PointsmanError as error:
+        write_error_file(error)
+        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            traceback.print_exc()
+        print(short_message(error), file=sys.stderr, flush=True)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except Exception as error:
+        write_error_file(error)
+        raise
+
+
+def short_message(error: PointsmanError) -> str:
+    """`error: <text>`, the word in red on a terminal; further lines are indented."""
+    text = str(error).replace("\n", "\n       ")
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    return f"\033[1;31merror:\033[0m {text}" if colour else f"error: {text}"
+
+
+def write_error_file(error: BaseException) -> None:
+    """Write the error in the form torchrun's agent reads; without an agent do nothing."""
+    path = os.environ.get(ERROR_FILE_VARIABLE)
+    if not path:
+        return
+    trace = "".join(traceback.format_exception(error))
+    now = time.time_ns()  # torch keeps whole seconds, too coarse to tell who failed first
+    extra = {"py_callstack": trace, "timestamp": str(now // 10**9), TIME_KEY: now}
+    message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
+    with suppress(OSError):  # losing the note must not hide the error itself
+        Path(path).write_text(json.dumps({"message": message}))
+
+
+def die_with_parent(signum: int = signal.SIGTERM) -> None:
+    """Ask the kernel for `signum` when the process that started this one ends, however it ends.
+
+    A launcher killed with SIGKILL cannot stop its ranks; left alone they would go on writing into the run's folder.
+    Linux only; elsewhere nothing happens.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)

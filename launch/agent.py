@@ -1,0 +1,105 @@
+"""torchrun with its failures told briefly: which rank failed first, and that rank's own last words.
+
+Takes torchrun's arguments. What torchrun itself prints after a failure is its own traceback and a table without the
+ranks' messages; the messages of ranks whose output went to files would be missed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.process import TIME_KEY, USER_ERROR
+from launch.local import LOG_DIR_VARIABLE
+
+TAIL_LINES = 20
+CALM_SECONDS = 60.0  # between a signal to the ranks and SIGKILL for those that have not ended
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the agent; the exit code is 0, that of the rank that failed first, or 128 + the signal that stopped us."""
+    launcher: Any = importlib.import_module("torch.distributed.run")
+    errors: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
+    processes: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.api")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are told below
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(CALM_SECONDS)))
+    try:
+        # without the decorator that would log where it cannot leave a note for an agent of the agent
+        getattr(launcher.main, "__wrapped__", launcher.main)(list(argv))
+    except errors.ChildFailedError as failed:
+        return report(failed.failures, log_dir=_log_dir(argv))
+    except processes.SignalException as stopped:
+        print(f"stopped by {stopped.sigval.name}", file=sys.stderr, flush=True)
+        _remove_logs()
+        return 128 + int(stopped.sigval)
+    _remove_logs()
+    return 0
+
+
+def report(failures: dict[int, Any], *, log_dir: Path) -> int:
+    """Tell what failed, the cause last, where a person looks; return the exit code of the first rank that failed.
+
+    `failures` are torch's `ProcessFailure`s by global rank. Ranks that ended with the same words as the first share
+    its entry; the rest, which as a rule lost their connection to it, get a line each.
+    """
+    ordered = sorted(failures.items(), key=lambda item: (failure_time(item[1]), item[0]))
+    cause = ordered[0][1]
+    words = last_words(cause, log_dir)
+    alike = [rank for rank, failure in ordered if failure is cause or last_words(failure, log_dir) == words]
+    for rank, failure in ordered:
+        if rank not in alike:
+            print(f"rank {rank} ended after that: {ending(failure)}", file=sys.stderr)
+    print(f"output of the ranks: {log_dir}", file=sys.stderr)
+    who = f"rank {alike[0]}" if len(alike) == 1 else "ranks " + ", ".join(map(str, sorted(alike)))
+    print("\n  ".join([f"{who} failed: {ending(cause)}", *words]), file=sys.stderr, flush=True)
+    return cause.exitcode if cause.exitcode > 0 else 128 - cause.exitcode
+
+
+def failure_time(failure: Any) -> int:
+    """Nanoseconds since the epoch; whole seconds where the rank left no note of ours."""
+    noted = _note(failure).get("extraInfo", {}).get(TIME_KEY)
+    return noted if noted is not None else failure.timestamp * 10**9
+
+
+def ending(failure: Any) -> str:
+    """How the process ended."""
+    if failure.exitcode < 0:
+        return f"killed by {signal.Signals(-failure.exitcode).name}"
+    return f"exit code {failure.exitcode}"
+
+
+def last_words(failure: Any, log_dir: Path) -> list[str]:
+    """Lines that say why: the note of a deliberate error, else the end of stderr, else the note's summary.
+
+    The stderr of local rank 0 goes to the terminal and is kept nowhere.
+    """
+    note = str(_note(failure).get("message", ""))
+    logs = sorted(log_dir.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=lambda path: path.stat().st_mtime)
+    if logs and failure.exitcode != USER_ERROR:
+        return logs[-1].read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    return note.splitlines() or ["its message is above"]
+
+
+def _note(failure: Any) -> dict[str, Any]:
+    message = failure.error_file_data.get("message")
+    return message if isinstance(message, dict) else {}
+
+
+def _log_dir(argv: Sequence[str]) -> Path:
+    return Path(next((word.partition("=")[2] for word in argv if word.startswith("--log-dir=")), "."))
+
+
+def _remove_logs() -> None:
+    if logs := os.environ.get(LOG_DIR_VARIABLE):
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""Starts the ranks of this machine by becoming their launcher.
+
+The process replaces itself (exec): with one rank by the trainer, with several by `launch.agent`. So no process stands
+between the user and the run: the terminal, Ctrl-C, SIGTERM and the exit code are the run's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from conf.schema import LaunchConfig
+from launch.torchrun import TRAINER, rank_environment, rendezvous_of, torchrun_arguments
+
+LOG_DIR_VARIABLE = "POINTSMAN_RANK_LOGS"  # a folder of ours, which the agent removes after success
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """A process to become."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+
+def plan(
+    launch: LaunchConfig,
+    overrides: Sequence[str],
+    *,
+    run_name: str | None,
+    environment: Mapping[str, str],
+    module: str = TRAINER,
+) -> Start:
+    """How to start this node's ranks. Creates nothing but, for several ranks, a temporary folder for their output."""
+    env = rank_environment(launch, environment)
+    rendezvous = rendezvous_of(launch, run_name)
+    if launch.nproc == 1 and launch.max_restarts == 0 and rendezvous is None:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return Start(command=(sys.executable, "-m", module, *overrides), environment={**env, **alone, **meeting})
+    log_dir = tempfile.mkdtemp(prefix="pointsman-ranks-")
+    arguments = torchrun_arguments(launch, overrides, rendezvous=rendezvous, log_dir=log_dir, module=module)
+    return Start(
+        command=(sys.executable, "-m", "launch.agent", *arguments), environment={**env, LOG_DIR_VARIABLE: log_dir}
+    )
+
+
+def become(start: Start) -> NoReturn:
+    """Replace this process by `start`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(start.command[0], list(start.command), start.environment)
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,58 @@
+"""What the agent tells after a failure: the first rank's own words, last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conf.process import TIME_KEY
+from launch.agent import report
+
+
+def failure(local_rank: int, exitcode: int, *, at: int, note: str | None) -> Any:
+    data = {} if note is None else {"message": {"message": note, "extraInfo": {TIME_KEY: at}}}
+    return SimpleNamespace(local_rank=local_rank, exitcode=exitcode, timestamp=at // 10**9, error_file_data=data)
+
+
+def write_log(folder: Path, local_rank: int, text: str) -> None:
+    log = folder / "run" / "attempt_0" / str(local_rank) / "stderr.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+
+
+def test_cause_is_told_last_with_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_log(tmp_path, 1, "noise\nerror: data.files: got []\n")
+    second = 10**9
+    cause = failure(1, 2, at=5 * second + 100, note="ConfigError: data.files: got []")
+    victim = failure(0, 1, at=5 * second + 900, note="RuntimeError: Connection closed by peer")
+    assert report({0: victim, 1: cause}, log_dir=tmp_path) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "rank 0 ended after that: exit code 1"
+    assert told[-2:] == ["rank 1 failed: exit code 2", "  ConfigError: data.files: got []"]
+
+
+def test_ranks_with_the_same_words_share_an_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = {rank: failure(rank, 2, at=10**9 + rank, note="DataError: no file matches") for rank in (0, 1)}
+    assert report(both, log_dir=tmp_path) == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "ranks 0, 1 failed: exit code 2",
+        "  DataError: no file matches",
+    ]
+
+
+def test_unexpected_exception_shows_the_end_of_that_ranks_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_log(tmp_path, 3, "".join(f"line {n}\n" for n in range(50)))
+    assert report({7: failure(3, 1, at=0, note=None)}, log_dir=tmp_path) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-21] == "rank 7 failed: exit code 1"
+    assert (told[-20], told[-1]) == ("  line 30", "  line 49")
+
+
+def test_killed_rank_names_the_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report({0: failure(0, -9, at=0, note=None)}, log_dir=tmp_path) == 137
+    assert "rank 0 failed: killed by SIGKILL" in capsys.readouterr().err
