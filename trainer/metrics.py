@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from data.batch import EOS_ID
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
 from model.t5.model import ModelOutput
@@ -62,8 +63,9 @@ class Report:
 class Meter:
     """Accumulates device-side sums of micro-batches without a host sync; `reduce` is the one collective."""
 
-    def __init__(self, *, tokenizer_size: int, sentinels: int, layer_names: tuple[str, ...]) -> None:
-        self._sentinel_low, self._sentinel_high = tokenizer_size - sentinels, tokenizer_size
+    def __init__(self, *, pieces: int, layer_names: tuple[str, ...]) -> None:
+        """`pieces`: the tokenizer's text pieces; ids from there on are sentinels (as in `data.batch.token_masks`)."""
+        self._pieces = pieces
         self._layer_names = layer_names
         self._scalars: Tensor | None = None
         self._layers: list[Tensor] = []
@@ -73,8 +75,8 @@ class Meter:
         """Count one micro-batch; `parts` is None in evaluation."""
         loss_BT = output.token_loss_BT.detach().double()
         real_BT = targets_BT != 0
-        sentinel_BT = (targets_BT >= self._sentinel_low) & (targets_BT < self._sentinel_high)
-        text_BT = real_BT & ~sentinel_BT
+        sentinel_BT = targets_BT >= self._pieces
+        text_BT = (targets_BT > EOS_ID) & ~sentinel_BT
         zero = loss_BT.new_zeros(())
         terms = (parts.ce, parts.aux, parts.z) if parts else (zero, zero, zero)
         values = [term.detach().double() for term in terms]

@@ -34,6 +34,11 @@ class RunDir:
         return self.root / "checkpoints"
 
     @property
+    def tokenizer(self) -> Path:
+        """A copy of the tokenizer, so that the folder alone is enough to use the model."""
+        return self.root / "tokenizer.model"
+
+    @property
     def status(self) -> Path:
         """How the run ended, as JSON: what a scheduler's requeue decision reads."""
         return self.root / "status.json"

@@ -1,0 +1,38 @@
+"""A checkpoint is only continued by the run it belongs to."""
+
+import pytest
+
+from conf.compose import compose, to_dict
+from conf.errors import ConfigError
+from trainer.resume import TrainState, check_same_run
+
+
+def test_state_round_trip():
+    state = TrainState().advanced(tokens=100, wall_s=1.5).advanced(tokens=50, wall_s=0.5)
+    stored = state.to_json(compose([]), {"data": "abc"})
+    assert TrainState.from_json(stored) == TrainState(step=2, tokens=150, wall_s=2.0)
+    assert stored["fingerprints"] == {"data": "abc"}
+
+
+@pytest.mark.parametrize(
+    "change", ["train.steps=9999", "schedule.lr=0.5", "logging.wandb=off", "train.log_every=3", "train.accumulation=2"]
+)
+def test_settings_that_may_change(change):
+    check_same_run(to_dict(compose([])), compose([change]))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ("seed=99", "seed"),
+        ("model.d_ff=1024", "model.d_ff"),
+        ("moe.capacity_factor=3.0", "moe.capacity_factor"),
+        ("train.global_batch=64", "train.global_batch"),
+        ("data.noise_density=0.3", "data.noise_density"),
+    ],
+)
+def test_settings_that_make_another_run(change, field):
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(to_dict(compose([])), compose([change]))
+    assert field in str(caught.value)
+    assert "from_checkpoint" in str(caught.value)

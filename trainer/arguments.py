@@ -1,0 +1,42 @@
+"""Command-line options of decoding, shared by `fill` and `generate`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.generate import GenerateOptions
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser, *, max_length: int) -> None:
+    """Greedy by default; `--beams` above 1 searches; `--sample` draws."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--beams", type=int, default=1, help="beam width; 1 is greedy (default)")
+    group.add_argument("--length-penalty", type=float, default=1.0, help="beam score is divided by length**this")
+    group.add_argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    group.add_argument("--temperature", type=float, default=1.0, help="with --sample; below 1 is bolder")
+    group.add_argument("--top-k", type=int, default=0, help="with --sample: only the k likeliest tokens; 0: all")
+    group.add_argument("--top-p", type=float, default=1.0, help="with --sample: only the likeliest of this mass")
+    group.add_argument("--seed", type=int, default=0, help="with --sample")
+    group.add_argument("--max-length", type=int, default=max_length, help=f"generated tokens (default {max_length})")
+
+
+def decoding_options(arguments: argparse.Namespace, device: torch.device) -> GenerateOptions:
+    """The options as the model's generator takes them."""
+    import torch
+
+    from model.generate import GenerateOptions
+
+    return GenerateOptions(
+        strategy="sample" if arguments.sample else "beam" if arguments.beams > 1 else "greedy",
+        beams=arguments.beams,
+        length_penalty=arguments.length_penalty,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        generator=torch.Generator(device=device).manual_seed(arguments.seed) if arguments.sample else None,
+        max_length=arguments.max_length,
+    )

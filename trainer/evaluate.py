@@ -1,0 +1,85 @@
+"""Evaluation: the same forwards on every rank, losses and routing over the held-out windows. Also `pointsman eval`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.batch import StepBatch
+from model.t5.model import SwitchTransformer
+from parallel.types import ParallelGroups
+from trainer.metrics import Meter, Report
+from trainer.step import to_device
+
+
+@torch.no_grad()
+def evaluate(
+    module: SwitchTransformer,
+    batches: Iterable[StepBatch],
+    meter: Meter,
+    *,
+    groups: ParallelGroups,
+    device: torch.device,
+) -> Report:
+    """Losses and routing over `batches`, which hold equally many micro-batches on every rank (padding rows weigh 0)."""
+    for batch in batches:
+        for micro in batch.micro:
+            tensors = to_device(micro, device)
+            output = module(
+                tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="eval", noise=None
+            )
+            meter.add(output, tensors.targets_BT, None)
+    return meter.reduce(groups)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(
+        prog="pointsman eval",
+        description="Evaluate a trained model on held-out text, in one process, whatever layout trained it.",
+        epilog="example: pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",
+    )
+    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
+    result.add_argument("overrides", nargs="*", help="settings to change for the evaluation, e.g. other data")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = parser().parse_args(argv)
+    from data.corpus import open_corpus
+    from data.loader import build_loader
+    from data.prepare import prepare_data
+    from trainer.loading import load_run
+    from trainer.routing_table import routing_table
+    from trainer.session import layer_names
+    from trainer.summary import learning_lines
+
+    loaded = load_run(arguments.run, overrides=arguments.overrides)
+    cfg, module = loaded.cfg, loaded.module
+    prepare_data(cfg)
+    corpus = open_corpus(cfg)
+
+    def batches(*, shuffled: bool = False) -> Iterator[StepBatch]:
+        return build_loader(corpus, cfg, split="validation", dp_rank=0, dp_size=1, shuffled_inputs=shuffled)
+
+    def report(*, shuffled: bool) -> Report:
+        meter = Meter(pieces=corpus.tokenizer.pieces, layer_names=layer_names(cfg))
+        return evaluate(module, batches(shuffled=shuffled), meter, groups=loaded.groups, device=loaded.device)
+
+    straight = report(shuffled=False)
+    targets = [micro.targets_BT for batch in batches() for micro in batch.micro]
+    unigram = corpus.unigram_nats(np.concatenate(targets))
+    print(f"{loaded.reader.path} at step {loaded.reader.state['step']}, {straight.tokens:,.0f} target tokens")
+    print("\n".join(learning_lines(first=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True))))
+    print(routing_table(straight, capacity_factor=cfg.moe.eval_capacity_factor))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""Open a finished (or running) run in one process: its configuration, newest whole checkpoint, tokenizer and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from conf import compose
+from conf.errors import CheckpointError, ConfigError
+from conf.schema import RunConfig
+from data.tokenizer import Tokenizer
+from model.parallelize import build_model
+from model.t5.model import SwitchTransformer
+from parallel.engine import compute_dtype
+from parallel.layout import shard_of, tagged_parameters
+from parallel.types import ParallelGroups, single_process
+from trainer.checkpoint.reader import CheckpointReader, load_weights
+from trainer.checkpoint.store import CheckpointStore
+from trainer.run_dir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedRun:
+    """A trained model ready for use."""
+
+    cfg: RunConfig
+    run: RunDir
+    reader: CheckpointReader
+    module: SwitchTransformer
+    tokenizer: Tokenizer
+    device: torch.device
+    groups: ParallelGroups
+
+
+def locate(path: Path) -> tuple[RunDir, Path]:
+    """The run folder and the checkpoint that `path` names: a run folder (newest whole one) or one checkpoint in it."""
+    path = path.expanduser()
+    if (path / "manifest.json").exists():
+        return RunDir(root=path.resolve().parent.parent), path
+    run = RunDir(root=path)
+    if not run.config.exists():
+        raise ConfigError(
+            "RUN", got=str(path), needs="a run folder or one of its checkpoints", hint="a folder below runs/"
+        )
+    store = CheckpointStore(run.checkpoints, single_process(), lock=False)
+    newest = store.latest_valid()
+    if newest is None:
+        raise CheckpointError(f"{run.checkpoints} holds no checkpoint yet; train first or name another run")
+    return run, newest
+
+
+def load_run(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> LoadedRun:
+    """Load a run's weights at one process, whatever layout wrote them. Verifies every file first."""
+    run, checkpoint = locate(path)
+    cfg = compose.load(run.config, overrides=overrides)
+    cfg = replace(cfg, launch=replace(cfg.launch, nproc=1, nodes=1))
+    groups = single_process()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = build_model(cfg, groups, device=device, dtype=compute_dtype(dtype or "fp32"))
+    reader = CheckpointReader(checkpoint)
+    reader.check_names({name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)})
+    load_weights(module, reader, groups)
+    module.eval()
+    tokenizer = Tokenizer.from_file(run.tokenizer, sentinels=cfg.data.sentinels)
+    return LoadedRun(cfg=cfg, run=run, reader=reader, module=module, tokenizer=tokenizer, device=device, groups=groups)

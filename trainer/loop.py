@@ -1,0 +1,130 @@
+"""The training loop: step, log, evaluate, save, stop; the same decisions on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from data.batch import StepBatch
+from trainer.evaluate import evaluate
+from trainer.metrics import Meter, Report, flat_metrics, router_metrics
+from trainer.progress import ProgressView
+from trainer.resume import TrainState
+from trainer.routing_table import routing_table
+from trainer.schedule import learning_rate
+from trainer.session import Session
+from trainer.signals import StopRequest
+from trainer.step import train_step
+from trainer.throughput import Throughput
+
+Ending = Literal["done", "stopped"]
+
+
+class Loop:
+    """Runs a session from `state` to its limit. Rank 0 talks; all ranks compute the same decisions."""
+
+    def __init__(self, session: Session, state: TrainState, view: ProgressView, stop: StopRequest) -> None:
+        self.session, self.state, self.view, self.stop = session, state, view, stop
+        self.first: Report | None = None  # evaluation before the first step of the run
+        self.last: Report | None = None  # newest evaluation
+        self._saved_step = state.step
+        self._throughput = Throughput(session.cfg, session.groups, session.device)
+
+    def run(self) -> Ending:
+        """Train to the limit or to a stop request; ends with an evaluation and a checkpoint."""
+        train = self.session.cfg.train
+        if self.state.step == 0:
+            self.first = self._evaluate()
+        batches = self.session.train_batches(self.state.step)
+        stopped = False
+        while not self._finished() and not stopped:
+            stopped = self._one_step(batches)
+            if _due(self.state.step, train.save_every) and not self._finished():
+                self._save()
+            if _due(self.state.step, train.eval_every) and not self._finished() and not stopped:
+                self._evaluate()
+        if not stopped:
+            self._evaluate()
+        self._save()
+        self.session.store.wait()
+        return "stopped" if stopped else "done"
+
+    def _finished(self) -> bool:
+        train = self.session.cfg.train
+        by_steps = train.steps is not None and self.state.step >= train.steps
+        by_tokens = train.tokens is not None and self.state.tokens >= train.tokens
+        return by_steps or by_tokens
+
+    def _one_step(self, batches: Iterator[StepBatch]) -> bool:
+        """One step and its log row; returns whether some rank asked to stop."""
+        session, cfg = self.session, self.session.cfg
+        began = time.perf_counter()
+        lr = learning_rate(cfg.schedule, self.state.step + 1, session.total_steps)
+        meter = session.new_meter()
+        batch = next(batches)
+        waited_s = time.perf_counter() - began
+        counts, grad_norm = train_step(
+            session.engine,
+            batch,
+            meter,
+            lr=lr,
+            stop=self.stop.requested,
+            cfg=cfg,
+            groups=session.groups,
+            device=session.device,
+        )
+        session.store.poll()
+        seconds = time.perf_counter() - began
+        tokens = counts.target_tokens + counts.encoder_tokens
+        self.state = self.state.advanced(tokens=tokens, wall_s=seconds)
+        self._throughput.add(tokens=tokens, sequences=cfg.train.global_batch, seconds=seconds, waited_s=waited_s)
+        if _due(self.state.step, cfg.train.log_every) or self._finished():
+            self._log_step(meter, lr=lr, grad_norm=grad_norm, epoch=batch.epoch)
+        return counts.stop
+
+    def _log_step(self, meter: Meter, *, lr: float, grad_norm: float, epoch: float) -> None:
+        report = meter.reduce(self.session.groups)
+        metrics = flat_metrics("train", report) | {
+            "train/lr": lr,
+            "train/grad_norm": grad_norm,
+            "train/tokens": float(self.state.tokens),
+            "train/epoch": epoch,
+        }
+        if report.layers:
+            metrics |= {"train/aux_loss": report.aux_loss, "train/z_loss": report.z_loss}
+        metrics |= self._throughput.take()
+        self.session.log.write(self.state.step, {**metrics, **router_metrics(report, per_expert=False)})
+        self.view.update(self.state.step, metrics)
+
+    def _evaluate(self) -> Report:
+        session = self.session
+        report = evaluate(
+            session.module,
+            session.validation_batches(),
+            session.new_meter(),
+            groups=session.groups,
+            device=session.device,
+        )
+        self.last = report
+        session.log.write(self.state.step, {**flat_metrics("eval", report), **router_metrics(report, per_expert=True)})
+        session.log.heatmap(self.state.step, report)
+        self.view.say(
+            f"eval at step {self.state.step}: loss {report.loss:.3f} "
+            f"(text {report.loss_text:.3f}, sentinels {report.loss_sentinel:.3f})"
+        )
+        if report.layers:
+            self.view.say(routing_table(report, capacity_factor=session.cfg.moe.eval_capacity_factor))
+        self._throughput.restart()
+        return report
+
+    def _save(self) -> None:
+        if self._saved_step == self.state.step:
+            return
+        self.session.save(self.state)
+        self._saved_step = self.state.step
+        self._throughput.restart()
+
+
+def _due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0

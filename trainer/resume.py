@@ -1,0 +1,78 @@
+"""What a run continues from: its own newest whole checkpoint, another run's weights, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from conf import compose
+from conf.errors import ConfigError
+from conf.schema import RunConfig
+
+# Settings that decide what the run *is*: changing one under a checkpoint would silently make another run of it.
+_IDENTITY = (
+    "seed",
+    "model",
+    "moe",
+    "data.source",
+    "data.seed",
+    "data.encoder_length",
+    "data.noise_density",
+    "data.mean_span_length",
+    "data.decoder_length",
+    "data.packing",
+    "data.sentinels",
+    "data.stream_lanes",
+    "data.stream_window",
+    "train.global_batch",
+    "optim.name",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """Where a run stands: everything that is neither weights nor moments."""
+
+    step: int = 0  # optimizer steps taken; also the data cursor, since order is a function of it
+    tokens: int = 0  # real encoder and target tokens seen
+    wall_s: float = 0.0  # seconds spent training, over all attempts
+
+    def advanced(self, *, tokens: int, wall_s: float) -> TrainState:
+        """After one more step."""
+        return replace(self, step=self.step + 1, tokens=self.tokens + tokens, wall_s=self.wall_s + wall_s)
+
+    def to_json(self, cfg: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
+        """The content of a checkpoint's `state.json`."""
+        return {**asdict(self), "fingerprints": fingerprints, "config": compose.to_dict(cfg)}
+
+    @staticmethod
+    def from_json(state: dict[str, Any]) -> TrainState:
+        """Back from `state.json`."""
+        return TrainState(step=state["step"], tokens=state["tokens"], wall_s=state["wall_s"])
+
+
+def _lookup(tree: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _leaves(path: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {leaf: item for key, child in value.items() for leaf, item in _leaves(f"{path}.{key}", child).items()}
+
+
+def check_same_run(saved: dict[str, Any], cfg: RunConfig) -> None:
+    """Raise `ConfigError` naming the first setting in which `cfg` would be another run than the checkpoint's."""
+    now = compose.to_dict(cfg)
+    for path in _IDENTITY:
+        before, after = _leaves(path, _lookup(saved, path)), _leaves(path, _lookup(now, path))
+        for leaf, old in before.items():
+            if after.get(leaf) != old:
+                raise ConfigError(
+                    leaf,
+                    got=after.get(leaf),
+                    needs=f"{old!r}, which the checkpoint of this run was trained with",
+                    hint=f"{leaf}={old}, another name=..., or train.from_checkpoint=... to start from its weights",
+                )

@@ -1,0 +1,158 @@
+"""Everything a run consists of, built once in the right order: groups, data, model, engine, checkpoints, log."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from conf.derive import sparse_layers
+from conf.schema import RunConfig
+from data.batch import StepBatch
+from data.corpus import Corpus, open_corpus
+from data.loader import build_loader
+from data.prepare import prepare_data
+from model.parallelize import build_model
+from model.t5.model import SwitchTransformer
+from parallel import collectives
+from parallel.engine import Engine, compute_dtype
+from parallel.engine_deepspeed import build_engine
+from parallel.layout import Shard, shard_of, tagged_parameters
+from parallel.types import ParallelGroups
+from trainer.checkpoint.store import CheckpointStore
+from trainer.log import RunLog
+from trainer.metrics import Meter
+from trainer.resume import TrainState
+from trainer.run_dir import RunDir
+
+
+def local_device(cfg: RunConfig) -> torch.device:
+    """This rank's accelerator, or the CPU where there is none (or the backend is gloo)."""
+    if cfg.parallel.backend == "gloo" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def layer_names(cfg: RunConfig) -> tuple[str, ...]:
+    """Names of the expert layers in the order in which the model reports them."""
+    stacks = (("encoder", cfg.model.num_encoder_layers), ("decoder", cfg.model.num_decoder_layers))
+    return tuple(f"{stack}.{layer}" for stack, depth in stacks for layer in sparse_layers(cfg.model, cfg.moe, depth))
+
+
+def total_steps(cfg: RunConfig) -> int | None:
+    """Steps of the whole run; from a token limit, the count at full windows."""
+    if cfg.train.steps is not None:
+        return cfg.train.steps
+    assert cfg.train.tokens is not None
+    assert cfg.data.decoder_length is not None
+    per_step = cfg.train.global_batch * (cfg.data.encoder_length + cfg.data.decoder_length)
+    return math.ceil(cfg.train.tokens / per_step)
+
+
+def open_data(cfg: RunConfig, groups: ParallelGroups) -> Corpus:
+    """Rank 0 tokenizes what is not in the cache yet; the others wait, then all open the same files."""
+    failure = ""
+    if groups.is_main:
+        try:
+            prepare_data(cfg)
+        except Exception as error:  # every rank must learn of it, or the others wait at the barrier for ever
+            failure = str(error)
+            collectives.broadcast_object(failure, groups.control)
+            raise
+    failure = collectives.broadcast_object(failure, groups.control)
+    if failure:
+        raise SystemExit(2)
+    return open_corpus(cfg)
+
+
+@dataclass(kw_only=True, slots=True)
+class Session:
+    """One run on one rank."""
+
+    cfg: RunConfig
+    groups: ParallelGroups
+    device: torch.device
+    run: RunDir
+    corpus: Corpus
+    engine: Engine
+    store: CheckpointStore
+    log: RunLog
+    shards: dict[str, Shard]
+    total_steps: int | None
+
+    @property
+    def module(self) -> SwitchTransformer:
+        """The model, for evaluation and generation."""
+        module = self.engine.module
+        assert isinstance(module, SwitchTransformer)
+        return module
+
+    def new_meter(self) -> Meter:
+        """A meter for one step or one evaluation."""
+        return Meter(
+            pieces=self.corpus.tokenizer.pieces,
+            layer_names=layer_names(self.cfg),
+        )
+
+    def train_batches(self, start_step: int) -> Iterator[StepBatch]:
+        """Training batches from a step on."""
+        return build_loader(
+            self.corpus,
+            self.cfg,
+            split="train",
+            dp_rank=self.groups.dp.rank,
+            dp_size=self.groups.dp.size,
+            start_step=start_step,
+        )
+
+    def validation_batches(self, *, shuffled_inputs: bool = False) -> Iterator[StepBatch]:
+        """The held-out batches, the same ones at every evaluation."""
+        return build_loader(
+            self.corpus,
+            self.cfg,
+            split="validation",
+            dp_rank=self.groups.dp.rank,
+            dp_size=self.groups.dp.size,
+            shuffled_inputs=shuffled_inputs,
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint of `state` (collective)."""
+        self.store.save(
+            state.step,
+            self.engine.read_state(),
+            self.shards,
+            state.to_json(self.cfg, self.corpus.fingerprint),
+        )
+
+    def close(self) -> None:
+        """Finish what runs in the background."""
+        self.log.close()
+        self.store.close()
+
+
+def build_session(
+    cfg: RunConfig, groups: ParallelGroups, run: RunDir, corpus: Corpus, store: CheckpointStore
+) -> Session:
+    """Model and engine on top of groups and data. The log is opened by the caller, who knows where the run resumes."""
+    device = local_device(cfg)
+    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
+    shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)}
+    engine = build_engine(module, cfg, groups)
+    return Session(
+        cfg=cfg,
+        groups=groups,
+        device=device,
+        run=run,
+        corpus=corpus,
+        engine=engine,
+        store=store,
+        log=RunLog(run, cfg, is_main=False, resume_step=0),
+        shards=shards,
+        total_steps=total_steps(cfg),
+    )
