@@ -1,0 +1,124 @@
+"""Noise as a keyed hash of logical coordinates (ADR 003): the same numbers at every layout, and no state to save.
+
+Shape suffixes: B rows of a micro-batch. The mixer is `lowbias32` of the hash prospector project (xor-shift-multiply,
+constants 0x7feb352d and 0x846ca68b), evaluated in place on wrapping int32, six times as fast as on masked int64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
+_GOLDEN = 0x9E3779B9  # odd; spreads neighbouring coordinates over the word before they are mixed
+_CHAIN_STARTS = (0x243F6A88, 0x85A308D3)  # digits of pi; two 32-bit chains together make a 64-bit key
+
+Range = tuple[int, int]  # (start, size) along one dim, in coordinates of the logical (unsharded) tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseKey:
+    """What a draw depends on besides its site and coordinates."""
+
+    seed: int
+    step: int
+    rows_B: Tensor  # int64: rows of the step's global batch that this micro-batch holds, on the device of the draw
+
+
+def keyed_uniform(key: NoiseKey, site: str, ranges: Sequence[Range]) -> Tensor:
+    """Uniforms in [0, 1) with 24 random bits, fp32 [B, *sizes].
+
+    Element (b, i, j, ..) is a function of (seed, step, row of b, site, start + i, start + j, ..) alone. `site` names
+    the place in the model, e.g. "encoder.3/jitter".
+    """
+    bits = _bits(key, site, ranges)
+    scratch = torch.empty_like(bits)
+    return _shift_right(bits, 8, scratch).to(torch.float32).mul_(2.0**-24)
+
+
+def keyed_dropout(x: Tensor, p: float, key: NoiseKey, site: str, ranges: Sequence[Range]) -> Tensor:
+    """`x` [B, *sizes] with a share `p` of elements set to 0 and the rest divided by 1 - p; `x` itself when p is 0."""
+    assert 0 <= p < 1, p
+    if p == 0:
+        return x
+    sizes = tuple(size for _, size in ranges)
+    assert tuple(x.shape) == (key.rows_B.shape[0], *sizes), f"x is {tuple(x.shape)}, the ranges say B x {sizes}"
+    keep = _bits(key, site, ranges) >= round(p * 2**32) - 2**31  # signed words: the lowest share p is dropped
+    # Multiplying by a Python number rounds a bf16 product once; 1 / (1 - p) held in bf16 would bias every element.
+    return torch.where(keep, x, 0) * (1 / (1 - p))
+
+
+def _bits(key: NoiseKey, site: str, ranges: Sequence[Range]) -> Tensor:
+    """32 random bits per element, int32 [B, *sizes].
+
+    Two chains absorb (seed, step, site), the row and then every coordinate but the last, on tensors that gain one dim
+    at a time; only the last coordinate's two mixes run at full size: mix(mix(coordinate + chain 0) + chain 1).
+    """
+    low_B, high_B = _words(key.rows_B)
+    chains = [_mix(low_B + start) for start in _scalar_chains(key.seed, key.step, site)]
+    chains = [_mix(chain + high_B) for chain in chains]
+    for first, size in ranges[:-1]:
+        coordinates = _coordinates(first, size, key.rows_B.device)
+        chains = [_mix(coordinates + chain.unsqueeze(-1)) for chain in chains]
+    if not ranges:
+        return _mix(chains[0] + chains[1])
+    first, size = ranges[-1]
+    bits = _mix(_coordinates(first, size, key.rows_B.device) + chains[0].unsqueeze(-1))
+    return _mix(bits.add_(chains[1].unsqueeze(-1)))
+
+
+def _scalar_chains(seed: int, step: int, site: str) -> tuple[int, int]:
+    """Both chains after seed, step and site, as signed 32-bit numbers. Plain integers: no work on the device."""
+    words = (seed & _WORD, seed >> 32 & _WORD, step & _WORD, step >> 32 & _WORD, *_site_words(site))
+    ends = []
+    for chain in _CHAIN_STARTS:
+        for word in words:
+            chain = _mix_int((chain + word * _GOLDEN) & _WORD)
+        ends.append(_signed(chain))
+    return ends[0], ends[1]
+
+
+@cache
+def _site_words(site: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(site.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def _mix_int(x: int) -> int:
+    x = ((x ^ x >> 16) * _MULTIPLIERS[0]) & _WORD
+    x = ((x ^ x >> 15) * _MULTIPLIERS[1]) & _WORD
+    return x ^ x >> 16
+
+
+def _mix(x: Tensor) -> Tensor:
+    """`_mix_int` of every element of an int32 tensor, in place."""
+    scratch = torch.empty_like(x)
+    x.bitwise_xor_(_shift_right(x, 16, scratch)).mul_(_signed(_MULTIPLIERS[0]))
+    x.bitwise_xor_(_shift_right(x, 15, scratch)).mul_(_signed(_MULTIPLIERS[1]))
+    return x.bitwise_xor_(_shift_right(x, 16, scratch))
+
+
+def _shift_right(x: Tensor, places: int, out: Tensor) -> Tensor:
+    """Logical shift of int32 words into `out`: torch shifts arithmetically, so the copied sign bits are masked off."""
+    torch.bitwise_right_shift(x, places, out=out)
+    return out.bitwise_and_((1 << (32 - places)) - 1)
+
+
+def _words(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high 32 bits of int64 values, as int32."""
+    low = ((x & _WORD) ^ 0x80000000) - 0x80000000  # into the signed range first: a cast out of range is undefined
+    return low.to(torch.int32), (x >> 32).to(torch.int32)
+
+
+def _coordinates(first: int, size: int, device: torch.device) -> Tensor:
+    return torch.arange(first, first + size, dtype=torch.int32, device=device).mul_(_signed(_GOLDEN))
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 32) if word >> 31 else word

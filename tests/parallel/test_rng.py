@@ -1,0 +1,149 @@
+"""Keyed noise: equal to a hash of plain integers, the same on every shard, and as random as dropout needs."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from parallel.rng import NoiseKey, keyed_dropout, keyed_uniform
+
+WORD = 2**32
+
+
+def key(rows: int | list[int] = 4, seed: int = 1, step: int = 0) -> NoiseKey:
+    rows = list(range(rows)) if isinstance(rows, int) else rows
+    return NoiseKey(seed=seed, step=step, rows_B=torch.tensor(rows))
+
+
+def oracle(seed: int, step: int, row: int, site: str, coordinates: list[int]) -> float:
+    """The same hash in Python integers."""
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x7FEB352D % WORD
+        x = (x ^ (x >> 15)) * 0x846CA68B % WORD
+        return x ^ (x >> 16)
+
+    digest = hashlib.blake2b(site.encode(), digest_size=8).digest()
+    chains = []
+    for chain in (0x243F6A88, 0x85A308D3):
+        for word in (seed % WORD, seed // WORD, step % WORD, step // WORD):
+            chain = mix((chain + word * 0x9E3779B9) % WORD)
+        for half in (digest[:4], digest[4:]):
+            chain = mix((chain + int.from_bytes(half, "little") * 0x9E3779B9) % WORD)
+        chain = mix((chain + row % WORD) % WORD)
+        chain = mix((chain + row // WORD) % WORD)
+        for coordinate in coordinates[:-1]:
+            chain = mix((chain + coordinate * 0x9E3779B9) % WORD)
+        chains.append(chain)
+    last = mix((chains[0] + coordinates[-1] * 0x9E3779B9) % WORD)
+    return (mix((last + chains[1]) % WORD) >> 8) / 2**24
+
+
+def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])
+
+
+def test_equals_the_hash_in_plain_integers():
+    rows = [0, 5, 2**31, 2**40 + 3]
+    drawn = keyed_uniform(key(rows, seed=2**33 + 9, step=70_000), "encoder.1/jitter", [(2, 3), (7, 2)])
+    for b, row in enumerate(rows):
+        for i in range(3):
+            for j in range(2):
+                expected = oracle(2**33 + 9, 70_000, row, "encoder.1/jitter", [2 + i, 7 + j])
+                assert drawn[b, i, j].item() == expected
+
+
+def test_a_shard_draws_its_slice_of_the_whole():
+    whole = keyed_uniform(key(8), "site", [(0, 6), (0, 10)])
+    assert torch.equal(keyed_uniform(key([2, 3]), "site", [(0, 6), (0, 10)]), whole[2:4])
+    assert torch.equal(keyed_uniform(key(8), "site", [(0, 6), (5, 5)]), whole[:, :, 5:])
+    assert torch.equal(keyed_uniform(key(8), "site", [(4, 2), (3, 4)]), whole[:, 4:, 3:7])
+
+
+def test_any_number_of_dims():
+    assert keyed_uniform(key(3), "site", []).shape == (3,)
+    assert keyed_uniform(key(3), "site", [(0, 2), (0, 3), (0, 4)]).shape == (3, 2, 3, 4)
+    assert len(keyed_uniform(key(1000), "site", []).unique()) > 990
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((key(seed=1), "a"), (key(seed=2), "a")),
+        ((key(step=1), "a"), (key(step=2), "a")),
+        ((key(seed=1, step=2), "a"), (key(seed=2, step=1), "a")),
+        ((key([0, 1, 2, 3]), "a"), (key([1, 2, 3, 4]), "a")),
+        ((key(), "encoder.1/dropout"), (key(), "encoder.2/dropout")),
+    ],
+    ids=["seed", "step", "swapped", "row", "site"],
+)
+def test_other_keys_give_other_noise(one, other):
+    x, y = (keyed_uniform(k, site, [(0, 64), (0, 128)]) for k, site in (one, other))
+    assert abs(correlation(x, y)) < 4 / x.numel() ** 0.5
+    assert (x == y).float().mean() < 1e-3
+
+
+def test_moments_and_bins_are_uniform():
+    x = keyed_uniform(key(16), "site", [(0, 64), (0, 256)])
+    n = x.numel()
+    assert x.dtype == torch.float32
+    assert x.min() >= 0
+    assert x.max() < 1
+    assert abs(x.mean() - 1 / 2) < 4 * (1 / 12 / n) ** 0.5
+    assert abs(x.var() - 1 / 12) < 4 * (1 / 180 / n) ** 0.5
+    counts = torch.histc(x, bins=256, min=0, max=1)
+    chi2 = ((counts - n / 256) ** 2 / (n / 256)).sum()
+    assert 150 < chi2 < 370  # 255 degrees of freedom: mean 255, standard deviation 22.6
+
+
+def test_every_bit_is_fair():
+    words = (keyed_uniform(key(16), "site", [(0, 64), (0, 256)]) * 2**24).to(torch.int64)
+    for bit in range(24):
+        share = (words >> bit & 1).double().mean().item()
+        assert abs(share - 0.5) < 5 * 0.5 / words.numel() ** 0.5
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("distance", [1, 2, 16])
+def test_neighbours_are_not_correlated(dim, distance):
+    x = keyed_uniform(key(32), "site", [(0, 64), (0, 128)])
+    n = x.shape[dim]
+    near, far = x.narrow(dim, 0, n - distance), x.narrow(dim, distance, n - distance)
+    assert abs(correlation(near, far)) < 4 / near.numel() ** 0.5
+
+
+def test_dropout_keeps_the_mean_the_dtype_and_the_mask_of_its_gradient():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = torch.ones(16, 32, 64, dtype=dtype, requires_grad=True)
+        y = keyed_dropout(x, 0.25, key(16), "site", [(0, 32), (0, 64)])
+        assert y.dtype == dtype
+        kept = y != 0
+        assert abs(kept.double().mean().item() - 0.75) < 0.01
+        assert torch.equal(y[kept], torch.full_like(y[kept], 1 / 0.75))
+        y.sum().backward()
+        assert torch.equal(x.grad != 0, kept)
+        assert torch.equal(x.grad, y.detach())  # of ones: gradient and output are the same mask
+
+
+def test_dropout_of_shards_is_the_shard_of_dropout():
+    x = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
+    whole = keyed_dropout(x, 0.1, key(4), "site", [(0, 8), (0, 16)])
+    for part in (0, 1):
+        shard = keyed_dropout(x[:, :, part * 8 : part * 8 + 8], 0.1, key(4), "site", [(0, 8), (part * 8, 8)])
+        assert torch.equal(shard, whole[:, :, part * 8 : part * 8 + 8])
+
+
+def test_no_dropout_is_the_same_tensor():
+    x = torch.ones(4, 3)
+    assert keyed_dropout(x, 0.0, key(4), "site", [(0, 3)]) is x
+
+
+def test_repeating_a_draw_repeats_it_and_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    k = key(4)
+    rows = k.rows_B.clone()
+    assert torch.equal(keyed_uniform(k, "s", [(0, 9)]), keyed_uniform(k, "s", [(0, 9)]))
+    assert torch.equal(k.rows_B, rows)
+    assert torch.equal(torch.get_rng_state(), state)
