@@ -1,0 +1,87 @@
+"""From overrides to a checked, resolved `RunConfig`, and to a YAML file and back. The only user of Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.convert import to_config, to_dict
+from conf.derive import resolve
+from conf.errors import ConfigError
+from conf.overrides import CONF_DIR, Overrides, read_overrides
+from conf.redact import redact_text
+from conf.schema import RunConfig
+from conf.validate import check_world, validate
+
+__all__ = ["compose", "dump", "load", "to_dict"]
+
+
+def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -> RunConfig:
+    """The run that `overrides` describe: composed, converted, validated and with every derived field filled.
+
+    `world` is (ranks, ranks on this node) as a launcher has already started them; it takes the place of launch.nproc
+    and launch.nodes. Raises `ConfigError` (also when the user set launch.* to something else) or `ConfigErrors`.
+    """
+    read = read_overrides(overrides)
+    cfg = to_config(_tree(read, world))
+    if world is not None:
+        check_world(cfg, world[0])
+    validate(cfg)
+    return resolve(cfg)
+
+
+def _tree(read: Overrides, world: tuple[int, int] | None) -> Any:
+    started: tuple[str, ...] = ()
+    if world is not None:
+        ranks, local = world
+        if local < 1 or ranks % local:
+            raise ConfigError(
+                "launch.nproc", got=f"{ranks} ranks, {local} of them here", needs="the same number on each node"
+            )
+        # before the user's own, which win, so that presets that refer to launch.nproc see the real one
+        started = (f"launch.nproc={local}", f"launch.nodes={ranks // local}")
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base=None):
+            composed = hydra_compose("config", overrides=[*started, *read.lines])
+        tree: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        field = getattr(error, "full_key", None) or "overrides"
+        raise ConfigError(field, got=" ".join(read.lines), needs=f"a value that composes ({error})") from error
+    if tree["model"]["moe"] == "dense" and "parallel.ep" not in read.keys:
+        tree["parallel"]["ep"] = 1  # the dense twin of a layout has no experts to spread
+    return tree
+
+
+def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Write `cfg` as YAML, whole or not at all; secrets found in the environment are replaced."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(to_yaml(cfg), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def to_yaml(cfg: RunConfig) -> str:
+    """`cfg` as YAML text without secrets."""
+    return redact_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg))))
+
+
+def load(path: str | os.PathLike[str]) -> RunConfig:
+    """The configuration that `dump` wrote. Files it names need not exist here. Raises `ConfigError(s)`."""
+    try:
+        # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
+    except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base
+        raise ConfigError(str(path), got=f"{error}", needs="YAML as written by a run") from error
+    cfg = to_config(tree if isinstance(tree, dict) else {})
+    validate(cfg, files="unchecked")
+    return resolve(cfg)
