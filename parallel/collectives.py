@@ -56,7 +56,7 @@ def all_gather(tensor: Tensor, axis: Axis) -> Tensor:
     fault_point(f"all_gather/{axis.name}")
     rows = tensor.contiguous().unsqueeze(0)
     gathered = rows.new_empty(axis.size, *tensor.shape)
-    dist.all_gather_into_tensor(gathered, rows, group=axis.group)
+    dist.all_gather_single(gathered, rows, group=axis.group)
     return gathered
 
 
@@ -71,14 +71,16 @@ def broadcast(tensor: Tensor, axis: Axis, source: int = 0) -> Tensor:
 
 def send(tensor: Tensor, axis: Axis, destination: int) -> None:
     """Send to axis rank `destination`, which calls `receive`; only the two take part. Contiguous, not to oneself."""
-    assert tensor.is_contiguous() and destination != axis.rank
+    assert tensor.is_contiguous(), "point-to-point transfers need a contiguous tensor"
+    assert destination != axis.rank, "a rank does not send to itself"
     fault_point(f"send/{axis.name}")
     dist.send(tensor, dst=axis.ranks[destination], group=axis.group)
 
 
 def receive(tensor: Tensor, axis: Axis, source: int) -> Tensor:
     """Overwrite the tensor by what axis rank `source` sends; returns it. Shape and dtype must be those sent."""
-    assert tensor.is_contiguous() and source != axis.rank
+    assert tensor.is_contiguous(), "point-to-point transfers need a contiguous tensor"
+    assert source != axis.rank, "a rank does not receive from itself"
     fault_point(f"receive/{axis.name}")
     dist.recv(tensor, src=axis.ranks[source], group=axis.group)
     return tensor
