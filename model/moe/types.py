@@ -6,8 +6,13 @@ Shape suffixes: G groups, S tokens per group, E experts, C capacity, K choices p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+# How a layer routes: "train" and "eval" differ in capacity factor and noise; "no_drop" gives every sequence a group of
+# its own with a slot for every token, so that what one sequence generates does not depend on its batch.
+RouteMode = Literal["train", "eval", "no_drop"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,73 @@
+"""The bank of experts a rank holds: stacked weights and batched matrix products, no loop over experts.
+
+Shape suffixes: X experts of this rank (E/ep), R buffer rows per expert (ep * G * C), D d_model, F this rank's columns
+of d_ff (d_ff/etp). With etp > 1 the output is this shard's part of a sum that `parallel.dispatch` completes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conf.schema import ModelConfig, MoeConfig
+from parallel.dispatch import ExpertExchange
+from parallel.layout import ParamSpec, tag
+from parallel.rng import NoiseKey, keyed_uniform
+
+
+class ExpertBank(nn.Module):
+    """Feed-forward experts (relu: wi, wo; gated GELU: wi_0, wi_1, wo) without bias, dropout inside."""
+
+    wi: Tensor
+    wi_0: Tensor
+    wi_1: Tensor
+
+    def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
+        super().__init__()
+        self.ffn = model.ffn
+        self.dropout = moe.expert_dropout
+        self.site = f"{name}.expert_dropout"
+        self.num_local = moe.num_experts // exchange.ep_size
+        self.columns = model.d_ff // exchange.etp_size
+        self.first_expert = exchange.ep_rank * self.num_local
+        self.first_column = exchange.etp_rank * self.columns
+        into = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=model.d_model)
+        for weight in ("wi",) if model.ffn == "relu" else ("wi_0", "wi_1"):
+            self.register_parameter(weight, _weight((self.num_local, model.d_model, self.columns), into))
+        out = ParamSpec(axes=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
+        self.wo = _weight((self.num_local, self.columns, model.d_model), out)
+
+    def forward(self, rows_XRD: Tensor, *, capacity: int, noise: NoiseKey | None) -> Tensor:
+        """Every row through its expert: `[X, R, D]`. `noise.rows_B`: first global row of each of the R/C groups.
+
+        Rows of empty slots are computed as well: shapes stay static, and an expert without tokens gets a zero
+        gradient instead of none, so that every rank takes part in every collective.
+        """
+        if self.ffn == "relu":
+            hidden_XRF = torch.bmm(rows_XRD, self.wi).relu()
+        else:
+            gate_XRF = F.gelu(torch.bmm(rows_XRD, self.wi_0), approximate="tanh")
+            hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self.wi_1)
+        if noise is not None and self.dropout > 0:
+            # A Python number rounds a bf16 product once; a mask holding 1 / (1 - p) would be rounded before it.
+            hidden_XRF = torch.where(self._keep(noise, capacity), hidden_XRF, 0) * (1 / (1 - self.dropout))
+        return torch.bmm(hidden_XRF, self.wo)
+
+    def _keep(self, noise: NoiseKey, capacity: int) -> Tensor:
+        """What dropout keeps, bool [X, R, F], keyed by group, expert, slot and column of the whole layer."""
+        ranges = ((self.first_expert, self.num_local), (0, capacity), (self.first_column, self.columns))
+        keep_GXCF = keyed_uniform(noise, self.site, ranges) >= self.dropout
+        return keep_GXCF.transpose(0, 1).flatten(1, 2)
+
+
+def _weight(shape: tuple[int, ...], spec: ParamSpec) -> nn.Parameter:
+    """An uninitialised, tagged parameter (`model.init` fills it)."""
+    return tag(nn.Parameter(torch.empty(shape)), spec)
+
+
+def group_noise(noise: NoiseKey, group_sequences: int, exchange: ExpertExchange) -> NoiseKey:
+    """`noise` keyed by the first row of each group whose slots lie in this rank's expert buffers, in buffer order."""
+    return replace(noise, rows_B=exchange.gather_rows(noise.rows_B[::group_sequences].contiguous()))

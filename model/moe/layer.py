@@ -1,0 +1,119 @@
+"""The expert layer: regroup, route, dispatch, run the experts, combine.
+
+Shape suffixes: B batch, L length, D d_model, G groups, S tokens per group, E experts, C capacity, K choices, X experts
+of this rank, R buffer rows per expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from conf.derive import expert_capacity
+from conf.errors import ConfigError
+from conf.schema import ModelConfig, MoeConfig
+from model.moe.experts import ExpertBank, group_noise
+from model.moe.gather import combine, dispatch, slot_index
+from model.moe.router import RouterNoise, noise_width, route
+from model.moe.semantics import SEMANTICS
+from model.moe.types import LayerRouting, RouteMode, RouterStats, Routing
+from parallel.dispatch import ExpertExchange
+from parallel.layout import ParamSpec, tag
+from parallel.rng import NoiseKey, keyed_uniform
+
+
+class Router(nn.Module):
+    """Holds the router's weight, fp32 whatever the precision of the run; the maths is `model.moe.router.route`."""
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        spec = ParamSpec(axes=("embed", "router_experts"), keep_fp32=True, fan_in=d_model)
+        self.weight = tag(nn.Parameter(torch.empty(d_model, num_experts)), spec)
+
+
+class MoeLayer(nn.Module):
+    """A bank of experts in the place of a feed-forward layer; the residual around it is the caller's.
+
+    `name` ("encoder.3") keys the layer's noise. Output is the gate times the expert's output, exactly 0 for padding
+    and for tokens over capacity.
+    """
+
+    def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
+        super().__init__()
+        self.moe = moe
+        self.semantics = SEMANTICS[moe.semantics]
+        self.site = f"{name}.router_jitter"
+        self.exchange = exchange
+        self.router = Router(model.d_model, moe.num_experts)
+        self.experts = ExpertBank(model, moe, name=name, exchange=exchange)
+
+    def forward(
+        self, x_BLD: Tensor, real_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None
+    ) -> tuple[Tensor, LayerRouting]:
+        """`[B, L, D]` and what the loss and the log need. `real_BL` is False at padding; `noise` None: none.
+
+        Noise is drawn in mode "train" only. Raises `ConfigError` when the batch does not hold whole groups.
+        """
+        B, L, D = x_BLD.shape
+        sequences = self._group_sequences(B, mode)
+        x_GSD = self.exchange.enter(x_BLD.reshape(B // sequences, sequences * L, D))
+        real_GS = self.exchange.enter(real_BL.reshape(B // sequences, sequences * L))
+        if noise is not None:
+            noise = self._enter_noise(noise, sequences) if mode == "train" else None
+        routing = self._route(x_GSD, real_GS, sequences, mode, noise)
+        index = slot_index(routing)
+        rows_XRD = self.exchange.to_experts(dispatch(x_GSD, index))
+        row_noise = None
+        if noise is not None and self.moe.expert_dropout > 0:
+            row_noise = group_noise(noise, sequences, self.exchange)
+        rows_XRD = self.experts(rows_XRD, capacity=routing.capacity, noise=row_noise)
+        buffer_EGCD = self.exchange.from_experts(rows_XRD, groups=len(x_GSD))
+        y_GSD = combine(buffer_EGCD, routing.gates_GSK.to(x_BLD.dtype), index)
+        return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing)
+
+    def _group_sequences(self, batch: int, mode: RouteMode) -> int:
+        """Sequences per group; every tensor rank that shares the groups must get as many whole ones."""
+        sequences = 1 if mode == "no_drop" else self.moe.group_sequences
+        assert sequences is not None, "moe.group_sequences must be resolved (conf.derive.resolve)"
+        if batch % (sequences * self.exchange.group_shards):
+            raise ConfigError(
+                "moe.group_sequences",
+                got=sequences,
+                needs=f"groups that fill a batch of {batch} sequences on {self.exchange.group_shards} tensor rank(s)",
+                hint="a divisor of the micro-batch of one rank",
+            )
+        return sequences
+
+    def _enter_noise(self, noise: NoiseKey, sequences: int) -> NoiseKey:
+        """The key of this rank's share of the rows."""
+        rows_GQ = self.exchange.enter(noise.rows_B.view(-1, sequences))
+        return replace(noise, rows_B=rows_GQ.reshape(-1))
+
+    def _route(
+        self, x_GSD: Tensor, real_GS: Tensor, sequences: int, mode: RouteMode, noise: NoiseKey | None
+    ) -> Routing:
+        """Routing of this rank's groups with the capacity and the jitter of `mode`."""
+        G, S, D = x_GSD.shape
+        capacity = S if mode == "no_drop" else expert_capacity(self.moe, S, train=mode == "train")
+        jitter = None
+        if noise is not None and self.moe.jitter > 0:
+            width = noise_width(self.semantics, D, self.moe.num_experts)
+            # Drawn per sequence and position, so that it does not depend on the grouping.
+            uniform_BLW = keyed_uniform(noise, self.site, ((0, S // sequences), (0, width)))
+            jitter = RouterNoise(uniform_BLW.view(G, S, width), self.moe.jitter)
+        weight_DE = self.exchange.shared_weight(self.router.weight)
+        return route(x_GSD, real_GS, weight_DE, semantics=self.semantics, capacity=capacity, noise=jitter)
+
+    def _report(self, routing: Routing) -> LayerRouting:
+        """Losses and counts over all groups of the micro-batch, in one reduction over the ranks that shared them."""
+        if self.exchange.group_shards == 1:
+            return LayerRouting(aux_loss=routing.aux_loss, z_sum=routing.z_sum, stats=routing.stats)
+        parts = [getattr(routing.stats, field.name) for field in fields(RouterStats)]
+        wide = routing.aux_loss.dtype
+        losses = torch.stack((routing.aux_loss, routing.z_sum))
+        summed = self.exchange.sum_shards(torch.cat((losses, *(part.reshape(-1).to(wide) for part in parts))))
+        pieces = summed[2:].detach().float().split([part.numel() for part in parts])
+        stats = {f.name: v.view(p.shape) for f, v, p in zip(fields(RouterStats), pieces, parts, strict=True)}
+        return LayerRouting(aux_loss=summed[0], z_sum=summed[1], stats=RouterStats(**stats))

@@ -1,0 +1,77 @@
+"""Dispatch and combine against loops, their gradients, and that they read instead of add."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.moe.gather import SlotIndex, combine, dispatch, slot_index
+from model.moe.router import route
+from model.moe.semantics import SEMANTICS
+from model.moe.types import Routing
+from tests.model.moe.test_router import problem
+
+MESH = SEMANTICS["mesh_tf"]
+
+
+def routed(capacity: int, *, groups: int = 2, tokens: int = 6, experts: int = 3) -> tuple[torch.Tensor, Routing]:
+    x, real, weight = problem(1, groups, tokens, experts)
+    return x, route(x, real, weight, semantics=MESH, capacity=capacity)
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 2, 9])
+def test_equals_loops(capacity):
+    x, routing = routed(capacity)
+    index = slot_index(routing)
+    buffer = dispatch(x, index)
+    want = torch.zeros(3, 2, capacity, 5, dtype=torch.float64)
+    out = torch.zeros_like(x)
+    for g in range(2):
+        for s in range(6):
+            slot = int(routing.slots_GSK[g, s, 0])
+            if slot < 3 * capacity:
+                want[slot // capacity, g, slot % capacity] = x[g, s]
+                out[g, s] = routing.gates_GSK[g, s, 0] * x[g, s]
+    assert torch.equal(buffer, want)
+    assert torch.equal(combine(buffer, routing.gates_GSK, index), out)
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 4])
+def test_gradcheck_top1(capacity):
+    x, routing = routed(capacity)
+    index = slot_index(routing)
+    buffer = torch.randn(3, 2, capacity, 5, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand_like(routing.gates_GSK).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: dispatch(x, index), (x.requires_grad_(),))
+    if capacity:
+        assert torch.autograd.gradcheck(lambda b, g: combine(b, g, index), (buffer, gates))
+
+
+def two_choices() -> SlotIndex:
+    """One group of three tokens, two experts with two slots: token 0 at both, token 1 at expert 1, token 2 at none."""
+    rows = torch.tensor([[0, 2], [3, 4], [4, 4]])
+    return SlotIndex(rows, torch.tensor([0, 3, 0, 1]), experts=2, groups=1, capacity=2)
+
+
+def test_two_choices_sum_and_gradcheck():
+    index = two_choices()
+    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    buffer = dispatch(x, index)
+    assert torch.equal(buffer[:, 0, 0], x[0, [0, 0]])
+    assert torch.equal(buffer[1, 0, 1], x[0, 1])
+    y = combine(buffer, gates, index)
+    torch.testing.assert_close(y[0, 0], gates[0, 0].sum() * x[0, 0])
+    assert torch.equal(y[0, 2], torch.zeros(4, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda x: dispatch(x, index), (x,))
+    free = torch.randn(2, 1, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda b, g: combine(b, g, index), (free, gates))
+
+
+def test_empty_slots_do_not_read_garbage():
+    x, routing = routed(4)
+    x = torch.where(torch.arange(6)[None, :, None] == 5, float("nan"), x)  # a token that must not leak into empty slots
+    index = slot_index(routing)
+    empty = routing.tokens_GEC.transpose(0, 1) == 6
+    assert bool(empty.any())
+    assert torch.equal(dispatch(x, index)[empty], torch.zeros(int(empty.sum()), 5, dtype=torch.float64))
