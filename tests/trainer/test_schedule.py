@@ -1,0 +1,76 @@
+"""Learning-rate schedules: warm-up, shape, floor and the ends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from conf.errors import ConfigError
+from conf.schema import ScheduleConfig
+from trainer.schedule import learning_rate
+
+NAMES = ("rsqrt", "cosine", "wsd", "linear", "constant")
+DECAYING = ("cosine", "wsd", "linear")
+
+
+def schedule(name, **changes):
+    fields = {"lr": 0.5, "warmup_steps": 10, "min_lr_ratio": 0.1, "decay_fraction": 0.2}
+    return ScheduleConfig(name=name, **{**fields, **changes})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_warm_up_is_a_line_that_starts_above_zero_and_reaches_the_peak(name):
+    rates = [learning_rate(schedule(name), step, 100) for step in range(1, 11)]
+    assert rates == pytest.approx([0.05 * step for step in range(1, 11)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_warm_up_the_rate_never_rises(name):
+    rates = [learning_rate(schedule(name), step, 100) for step in range(10, 120)]
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_decaying_schedules_end_at_the_floor_and_stay_there(name):
+    assert learning_rate(schedule(name), 99, 100) > 0.05
+    assert learning_rate(schedule(name), 100, 100) == pytest.approx(0.05)
+    assert learning_rate(schedule(name), 150, 100) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_warm_up_the_first_step_has_the_peak_or_just_below(name):
+    assert 0.49 < learning_rate(schedule(name, warmup_steps=0), 1, 100) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "rate"),
+    [
+        ("rsqrt", 40, 0.5 * math.sqrt(10 / 40)),
+        ("rsqrt", 1000, 0.5 * math.sqrt(10 / 1000)),
+        ("constant", 70, 0.5),
+        ("linear", 55, 0.5 * (0.1 + 0.9 * 0.5)),
+        ("cosine", 55, 0.5 * (0.1 + 0.9 * 0.5)),
+        ("cosine", 40, 0.5 * (0.1 + 0.9 * 0.75)),
+        ("wsd", 80, 0.5),
+        ("wsd", 90, 0.5 * (0.1 + 0.9 * 0.5)),
+    ],
+)
+def test_values_worked_out_by_hand(name, step, rate):
+    assert learning_rate(schedule(name), step, 100) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_a_schedule_with_an_end_refuses_an_open_ended_run(name):
+    with pytest.raises(ConfigError, match=r"train\.steps.*try schedule=rsqrt"):
+        learning_rate(schedule(name), 50, None)
+
+
+@pytest.mark.parametrize("name", ["rsqrt", "constant"])
+def test_an_open_ended_run_has_the_rates_of_a_finite_one(name):
+    assert learning_rate(schedule(name), 50, None) == learning_rate(schedule(name), 50, 100)
+
+
+def test_a_run_that_ends_with_its_warm_up_does_not_divide_by_zero():
+    assert learning_rate(schedule("cosine"), 10, 10) == 0.5

@@ -1,0 +1,76 @@
+"""The learning rate as a function of the step.
+
+Steps count from 1: the rate at step s is the one of the s-th optimizer update. Linear warm-up reaches `lr` at step
+`warmup_steps` and is above 0 at step 1; every schedule is continuous there. At and after the last step the decaying
+schedules stay at their floor, `min_lr_ratio * lr`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from conf.errors import ConfigError
+from conf.schema import ScheduleConfig
+
+
+def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    """Rate of update `step` (from 1) of a run of `total_steps` (None: open-ended, as with a token limit alone).
+
+    Raises `ConfigError` when the schedule decays towards an end and there is none.
+    """
+    assert step >= 1, f"steps count from 1, got {step}"
+    if step < cfg.warmup_steps:
+        return cfg.lr * step / cfg.warmup_steps
+    return cfg.lr * _SHAPES[cfg.name](cfg, step, total_steps)
+
+
+def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    # T5 holds 1/sqrt(warmup) and then follows 1/sqrt(step); scaled here so that the value at the end of warm-up is lr
+    return math.sqrt(max(cfg.warmup_steps, 1) / step)
+
+
+def _constant(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    return 1.0
+
+
+def _cosine(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    done = _progress(cfg, step, cfg.warmup_steps, total_steps)
+    return _towards_floor(cfg, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _linear(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    return _towards_floor(cfg, 1 - _progress(cfg, step, cfg.warmup_steps, total_steps))
+
+
+def _wsd(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+    last = _end(cfg, total_steps)
+    decay_start = max(cfg.warmup_steps, last - round(last * cfg.decay_fraction))
+    return _towards_floor(cfg, 1 - _progress(cfg, step, decay_start, total_steps))
+
+
+def _progress(cfg: ScheduleConfig, step: int, start: int, total_steps: int | None) -> float:
+    """Share of the way from `start` (0) to the last step (1)."""
+    last = _end(cfg, total_steps)
+    return min(max(step - start, 0) / max(last - start, 1), 1.0)
+
+
+def _towards_floor(cfg: ScheduleConfig, height: float) -> float:
+    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * height
+
+
+def _end(cfg: ScheduleConfig, total_steps: int | None) -> int:
+    if total_steps is None:
+        raise ConfigError(
+            "train.steps", got=None, needs=f"the end that schedule={cfg.name} decays to", hint="schedule=rsqrt"
+        )
+    return total_steps
+
+
+_SHAPES: dict[str, Callable[[ScheduleConfig, int, int | None], float]] = {
+    "rsqrt": _rsqrt,
+    "cosine": _cosine,
+    "wsd": _wsd,
+    "linear": _linear,
+    "constant": _constant,
+}
