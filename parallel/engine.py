@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 MASTER = "master"  # state kind of the fp32 weights; moments use the optimizer's own names: exp_avg, exp_avg_sq, ...
+STEP = "step"  # kind of the number of steps taken, which `load_state` asks for once, by the name STEP too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +24,8 @@ class StateTensor:
 
     name: str  # parameter name, as in model.named_parameters()
     kind: str  # MASTER or a moment's name
-    value: Tensor  # CPU or device; the receiver copies
+    value: Tensor  # CPU or device; the receiver copies before it asks for the next
+    dims: tuple[int, ...] | None = None  # dims of the parameter that the value keeps (factored moments); None: all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,10 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float) -> StepResult:
-        """Clip, update every parameter with learning rate `lr`, zero gradients. Call once per micro-batch boundary."""
+        """Clip, update every parameter with learning rate `lr`, zero gradients. Call after the last micro-batch.
+
+        Raises NonFiniteError on every rank, with weights and moments untouched, when the gradient norm is not finite.
+        """
         ...
 
     def discard_gradients(self) -> None:
@@ -66,24 +71,28 @@ class Engine(Protocol):
         ...
 
     def read_state(self) -> Iterator[StateTensor]:
-        """Collective. Each logical shard is yielded on exactly one owner in its dp (experts: edp) group.
+        """Collective: every rank exhausts the iterator, and runs no other collective while it does.
 
-        Owners are balanced by bytes; other ranks take part in the transfer and yield nothing for that shard. Moments
-        that do not exist yet (before the first step) are left out.
+        Each logical shard is yielded on exactly one rank of the world: an owner in its dp (experts: edp) group, and of
+        the tensor ranks that hold copies of it the first alone. Owners are balanced by bytes; other ranks take part in
+        the transfer and yield nothing for that shard. Moments that do not exist yet (before the first step) are left
+        out.
         """
         ...
 
     def load_state(self, read: Callable[[str, str], Tensor | None], *, weights_only: bool = False) -> None:
         """Copy logical state in: `read(name, kind)` gives this rank's local shard (whole along dp), None: not stored.
 
-        Masters, moments (created when they do not exist yet), step counts and compute weights end as if they had been
-        trained here. `weights_only` copies masters and compute weights and leaves fresh moments.
+        Collective, but `read` is not: a rank asks only for shards of which it holds a part, in its own order.
+        `read(STEP, STEP)` gives the number of steps as a scalar. Masters, moments (created when they do not exist
+        yet), step counts and compute weights end as if they had been trained here. `weights_only` copies masters and
+        compute weights and leaves fresh moments and step 0. Raises CheckpointError naming what is missing.
         """
         ...
 
     @property
     def steps_taken(self) -> int:
-        """Optimizer steps so far (Adam's bias correction); settable through `load_state` via kind "step"."""
+        """Optimizer steps so far (Adam's bias correction); set by `load_state`, kind STEP."""
         ...
 
 
