@@ -78,7 +78,7 @@ class PlainView:
     def __init__(self, total_steps: int | None, start_step: int, *, interval_s: float = 5.0) -> None:
         self._total, self._start, self._interval_s = total_steps, start_step, interval_s
         self._began = time.monotonic()
-        self._last = 0.0
+        self._last = float("-inf")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `ProgressView`."""
