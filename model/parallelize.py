@@ -8,6 +8,7 @@ from torch import nn
 from conf.schema import RunConfig
 from model.init import initialise
 from model.t5.model import SwitchTransformer
+from parallel.dispatch import build_exchange
 from parallel.factory import LayerFactory, PlainLayers
 from parallel.layout import cast_module
 from parallel.types import ParallelGroups
@@ -29,8 +30,6 @@ def build_model(
 
 def meta_model(cfg: RunConfig, groups: ParallelGroups) -> SwitchTransformer:
     """The model without memory: shapes, names and tags, in fp32 on the meta device."""
-    from parallel.dispatch import build_exchange
-
     with torch.device("meta"):
         return SwitchTransformer(
             cfg.model,

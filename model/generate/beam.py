@@ -57,6 +57,7 @@ def beam_search(
     live = _empty(B, K, options.max_length, encoded.hidden_BLD)
     live.scores_BK[:, 0] = 0.0  # all beams start equal; one of them is enough
     finished = _empty(B, K, options.max_length, encoded.hidden_BLD)
+    step = 0
     for step in range(options.max_length):
         model_RV = module.next_logits(last_R, memory, caches, mode="no_drop").log_softmax(-1)
         candidates, parent_BC = _expand(live, model_RV.unflatten(0, (B, K)), step, options)

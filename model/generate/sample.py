@@ -62,7 +62,7 @@ def forbid_early_end(log_probs_BV: Tensor, step: int, options: GenerateOptions) 
 def draw(log_probs_BV: Tensor, uniform_B: Tensor, options: GenerateOptions) -> Tensor:
     """Token ids [B]: temperature, then top-k, then top-p, then the inverse of the cumulative distribution."""
     heated_BV = (log_probs_BV.double() / options.temperature).softmax(-1)
-    sorted_BV, ids_BV = heated_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, ids_BV = heated_BV.sort(dim=-1, descending=True, stable=True)
     if options.top_k is not None:
         sorted_BV[:, options.top_k :] = 0.0
         sorted_BV /= sorted_BV.sum(-1, keepdim=True)

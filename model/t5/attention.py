@@ -6,7 +6,6 @@ Shape suffixes: B batch, L queries, M keys, D d_model, H heads of this tensor ra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,7 @@ from conf.schema import ModelConfig
 from model.t5.noise import dropout
 from parallel.factory import LayerFactory
 from parallel.layout import ParamSpec
-
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,12 +6,13 @@ Shape suffixes: B batch, L length, M encoder length, D d_model, H heads of this 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from conf.derive import is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig
+from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
 from model.t5.cache import LayerCache
@@ -20,9 +21,7 @@ from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
 from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
-
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey
 
 StackName = Literal["encoder", "decoder"]
 
@@ -67,8 +66,6 @@ class Block(nn.Module):
         self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
         self.is_sparse = is_sparse_layer(model, moe, index)
         if self.is_sparse:
-            from model.moe.layer import MoeLayer
-
             self.ff = MoeLayer(model, moe, name=self.name, exchange=exchange)
         else:
             self.ff = FEED_FORWARD[model.ffn](model, name=f"{self.name}.ff", layers=layers)

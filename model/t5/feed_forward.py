@@ -5,8 +5,6 @@ Shape suffixes: B batch, L length, D d_model, F columns of d_ff of this tensor r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,9 +12,7 @@ from conf.schema import ModelConfig
 from model.t5.noise import dropout
 from parallel.factory import LayerFactory
 from parallel.layout import ParamSpec
-
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey
 
 
 class ReluFeedForward(nn.Module):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,7 @@ from model.t5.stack import Stack, StackOutput
 from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
 from parallel.layout import ParamSpec
-
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey
 
 PAD = 0
 

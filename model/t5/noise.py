@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey, keyed_dropout
 
 
 def dropout(x: Tensor, p: float, noise: NoiseKey | None, site: str, offsets: tuple[int, ...] | None = None) -> Tensor:
@@ -18,7 +15,5 @@ def dropout(x: Tensor, p: float, noise: NoiseKey | None, site: str, offsets: tup
     """
     if noise is None or p == 0.0:
         return x
-    from parallel.rng import keyed_dropout
-
     starts = offsets or (0,) * (x.dim() - 1)
     return keyed_dropout(x, p, noise, site, tuple(zip(starts, x.shape[1:], strict=True)))

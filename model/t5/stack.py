@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,7 @@ from model.t5.norm import RmsNorm
 from model.t5.position import RelativeBias, causal_mask, padding_mask
 from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
-
-if TYPE_CHECKING:
-    from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

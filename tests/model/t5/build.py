@@ -62,10 +62,16 @@ class Batch:
 
 
 def make_model(
-    *, dtype: torch.dtype = torch.float64, moe: MoeConfig = MOE, recompute: bool = False, seed: int = 1, **changes: Any
+    *,
+    dtype: torch.dtype = torch.float64,
+    experts: MoeConfig = MOE,
+    recompute: bool = False,
+    seed: int = 1,
+    **changes: Any,
 ) -> SwitchTransformer:
+    """A one-process model; `changes` are fields of `ModelConfig`."""
     cfg = replace(MODEL, **changes)
-    module = SwitchTransformer(cfg, moe, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
+    module = SwitchTransformer(cfg, experts, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
     cast_module(module, dtype)
     initialise(module, single_process(), seed=seed, scale=cfg.init_scale)
     return module

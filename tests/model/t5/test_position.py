@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.t5.position import MASKED, RelativeBias, causal_mask, padding_mask, relative_buckets
+
+
+def naive_bucket(offset: int, buckets: int, max_distance: int, bidirectional: bool) -> int:
+    """Section 2.1 of the T5 paper in words: exact buckets for near keys, logarithmic ones for far keys."""
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if offset > 0 else 0
+        distance = abs(offset)
+    else:
+        distance = max(-offset, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    step = math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return first + min(exact + int(step + 1e-6), buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 16)])
+def test_buckets_equal_naive_loop(buckets: int, max_distance: int, bidirectional: bool) -> None:
+    offsets = torch.arange(-300, 301)
+    got = relative_buckets(offsets, buckets=buckets, max_distance=max_distance, bidirectional=bidirectional)
+    expected = [naive_bucket(o, buckets, max_distance, bidirectional) for o in offsets.tolist()]
+    assert got.tolist() == expected
+    assert set(got.tolist()) == set(range(buckets)) - ({buckets // 2} if bidirectional else set())
+
+
+def test_bias_is_the_table_entry_of_the_offset() -> None:
+    bias = RelativeBias(buckets=8, max_distance=16, heads=4, tp_size=2, d_model=16, bidirectional=True)
+    torch.nn.init.normal_(bias.weight)
+    out_1HQM = bias(5, 7)
+    assert out_1HQM.shape == (1, 2, 5, 7)
+    for head in range(2):
+        for q in range(5):
+            for k in range(7):
+                assert out_1HQM[0, head, q, k] == bias.weight[naive_bucket(k - q, 8, 16, True), head]
+    assert torch.equal(bias(2, 7, first_query=3), out_1HQM[:, :, 3:5])
+
+
+def test_masks() -> None:
+    mask = padding_mask(torch.tensor([[True, True, False]]), torch.bfloat16)
+    assert mask.shape == (1, 1, 1, 3)
+    assert mask.flatten().tolist()[:2] == [0, 0]
+    assert mask.flatten()[2] < 0.9 * MASKED
+    causal = causal_mask(3, torch.float32, torch.device("cpu"))[0, 0]
+    assert (causal == 0).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
