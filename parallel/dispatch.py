@@ -1,7 +1,11 @@
-"""Moving expert buffers between ranks: what an expert layer asks of the layout, and the one-process answer.
+"""Moving expert buffers between ranks: what an expert layer asks of the layout, and the answers with and without ranks.
 
-Shape suffixes: G groups, E experts, C capacity, D d_model, X experts of this rank (E/ep), R = ep * G * C buffer rows of
-one expert.
+With etp = tp the tensor ranks hold the same tokens and each computes its columns of every expert. With etp = 1 < tp
+experts are whole and each tensor rank routes its share of the groups (ADR 004). Either way the engine never sums over
+tp: every gradient a rank ends with is already that of all tensor ranks.
+
+Shape suffixes: G groups, E experts, C capacity, D d_model, P ranks along ep, X experts of this rank (E/ep),
+R = ep * G * C buffer rows of one expert.
 """
 
 from __future__ import annotations
@@ -9,6 +13,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
+
+from parallel.collectives import all_gather, all_to_all, copy_to, gather_from, reduce_from, scatter_to
+from parallel.types import ParallelGroups
 
 
 class ExpertExchange(Protocol):
@@ -84,3 +91,52 @@ class LocalExchange:
     def gather_rows(self, rows_G: Tensor) -> Tensor:
         """See `ExpertExchange`."""
         return rows_G
+
+
+class MeshExchange:
+    """The exchange of a run with ranks; each step along an axis of size 1 costs nothing."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        self._ep, self._etp, self._tp = groups.ep, groups.etp, groups.tp
+        self.ep_size, self.ep_rank = groups.ep.size, groups.ep.rank
+        self.etp_size, self.etp_rank = groups.etp.size, groups.etp.rank
+        self.group_shards = groups.tp.size // groups.etp.size
+
+    def enter(self, x: Tensor) -> Tensor:
+        """See `ExpertExchange`."""
+        return x if self.group_shards == 1 else scatter_to(x, self._tp)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """See `ExpertExchange`. What follows is the same on all tensor ranks, so each holds the whole gradient."""
+        return x if self.group_shards == 1 else gather_from(x, self._tp)
+
+    def shared_weight(self, weight: Tensor) -> Tensor:
+        """See `ExpertExchange`."""
+        return weight if self.group_shards == 1 else copy_to(weight, self._tp)
+
+    def sum_shards(self, values: Tensor) -> Tensor:
+        """See `ExpertExchange`."""
+        return values if self.group_shards == 1 else reduce_from(values, self._tp)
+
+    def to_experts(self, buffer_EGCD: Tensor) -> Tensor:
+        """See `ExpertExchange`. Rank j's experts are one block of dim 0; sizes are compared before data moves."""
+        E, G, C, D = buffer_EGCD.shape
+        received_PXGCD = all_to_all(buffer_EGCD, self._ep).view(self.ep_size, E // self.ep_size, G, C, D)
+        rows_XRD = received_PXGCD.transpose(0, 1).reshape(E // self.ep_size, self.ep_size * G * C, D)
+        return copy_to(rows_XRD, self._etp)
+
+    def from_experts(self, rows_XRD: Tensor, *, groups: int) -> Tensor:
+        """See `ExpertExchange`."""
+        X, R, D = rows_XRD.shape
+        rows_XPGCD = reduce_from(rows_XRD, self._etp).view(X, self.ep_size, groups, R // (self.ep_size * groups), D)
+        return all_to_all(rows_XPGCD.transpose(0, 1).flatten(0, 1), self._ep)
+
+    def gather_rows(self, rows_G: Tensor) -> Tensor:
+        """See `ExpertExchange`."""
+        return all_gather(rows_G, self._ep).flatten()
+
+
+def build_exchange(groups: ParallelGroups) -> ExpertExchange:
+    """The exchange of this rank's layout: local when no axis that experts see is cut."""
+    whole = groups.ep.size == 1 and groups.etp.size == 1 and groups.tp.size == 1
+    return LocalExchange() if whole else MeshExchange(groups)

@@ -1,0 +1,110 @@
+"""Small expert layers with known weights, in one process or on ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conf.schema import Ffn, ModelConfig, MoeConfig, ParallelConfig
+from model.moe.layer import MoeLayer
+from model.moe.types import LayerRouting, RouteMode
+from parallel.dispatch import ExpertExchange, LocalExchange
+from parallel.layout import shard_of, spec_of
+from parallel.rng import NoiseKey
+from parallel.types import ParallelGroups, single_process
+
+D_MODEL, D_FF, LENGTH, BATCH = 6, 8, 5, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a layer test varies besides the layout."""
+
+    experts: int = 4
+    group_sequences: int = 1
+    capacity_factor: float = 1.0
+    ffn: Ffn = "relu"
+    jitter: float = 0.0
+    expert_dropout: float = 0.0
+    to_one_expert: bool = False  # a router that sends every token to expert 1
+    empty_rows: int = 0  # the first rows of the batch are padding only
+    mode: RouteMode = "train"
+
+
+def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) -> ModelConfig:
+    return ModelConfig(
+        preset="test", moe="switch", vocab_size=128, d_model=d_model, d_ff=d_ff, d_kv=4, num_heads=2,
+        num_encoder_layers=2, num_decoder_layers=2, ffn=ffn, tie_embeddings=True, relative_buckets=8,
+        relative_max_distance=16, dropout=0.0, attention_dropout=0.0, norm_epsilon=1e-6, init_scale=0.1,
+    )  # fmt: skip
+
+
+def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
+    return MoeConfig(
+        semantics="mesh_tf", router="switch", num_experts=v.experts, sparse_every=2, capacity_factor=v.capacity_factor,
+        eval_capacity_factor=2.0, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
+        jitter=v.jitter, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=v.expert_dropout,
+    )  # fmt: skip
+
+
+def parallel_config(tp: int, ep: int, etp: int) -> ParallelConfig:
+    return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20.0)
+
+
+def build_layer(
+    v: Variant, *, exchange: ExpertExchange | None = None, groups: ParallelGroups | None = None
+) -> MoeLayer:
+    """An fp64 layer whose logical weights depend on the variant only."""
+    layer = MoeLayer(model_config(v.ffn), moe_config(v), name="encoder.1", exchange=exchange or LocalExchange())
+    layer.double()
+    groups = groups or single_process()
+    for seed, (name, parameter) in enumerate(sorted(layer.named_parameters())):
+        shard = shard_of(parameter, groups)
+        logical = torch.randn(shard.global_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        if name == "router.weight" and v.to_one_expert:
+            logical = logical * 0.01
+            logical[0, 1] = 50.0  # the first input feature is positive, see `batch`
+        parameter.data.copy_(logical[shard.slices])
+        assert spec_of(parameter).fan_in is not None
+    return layer
+
+
+def batch(v: Variant) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, L, D], real [B, L] and a cotangent of the output, for the whole data-parallel world."""
+    random = torch.Generator().manual_seed(99)
+    x = torch.randn(BATCH, LENGTH, D_MODEL, generator=random, dtype=torch.float64)
+    x[..., 0] = x[..., 0].abs() + 0.5
+    real = torch.rand(BATCH, LENGTH, generator=random) > 0.2
+    real[: v.empty_rows] = False
+    return x, real, torch.randn(BATCH, LENGTH, D_MODEL, generator=random, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything a layer run produces for some rows of the batch."""
+
+    y: Tensor
+    grad_x: Tensor
+    routing: LayerRouting
+    grads: dict[str, Tensor]
+
+
+def run_layer(layer: MoeLayer, v: Variant, rows: slice) -> Outcome:
+    """Forward and backward of sum(y * cotangent) + 0.3 aux + 0.1 z over `rows` of the batch."""
+    x, real, cotangent = batch(v)
+    x = x[rows].clone().requires_grad_()
+    noise = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH)[rows])
+    y, routing = layer(x, real[rows], mode=v.mode, noise=noise)
+    ((y * cotangent[rows]).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum).backward()
+    grads = {}
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        grads[name] = parameter.grad
+    assert x.grad is not None
+    return Outcome(y=y.detach(), grad_x=x.grad, routing=detached(routing), grads=grads)
+
+
+def detached(routing: LayerRouting) -> LayerRouting:
+    return LayerRouting(aux_loss=routing.aux_loss.detach(), z_sum=routing.z_sum.detach(), stats=routing.stats)
