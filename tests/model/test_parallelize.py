@@ -1,23 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 from torch import nn
 
 from model.parallelize import build_model, materialise, meta_model
 from parallel.layout import ParamSpec, spec_of, tag, tagged_parameters
 from parallel.types import single_process
-from tests.model.t5.build import MODEL, MOE, make_batch
-
-
-def run_config(**model: Any) -> Any:
-    """The part of a run's configuration that building a model reads."""
-    return SimpleNamespace(
-        model=replace(MODEL, **model), moe=MOE, seed=1, train=SimpleNamespace(activation_checkpointing=True)
-    )
+from tests.model.t5.build import make_batch, run_config
 
 
 def test_meta_model_needs_no_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,6 +50,12 @@ MOE = MoeConfig(
     z_loss_weight=0.1,
     expert_dropout=0.0,
 )
+
+
+def run_config(*, experts: MoeConfig = MOE, recompute: bool = True, **model: Any) -> Any:
+    """The part of a run's configuration that building a model reads; `model` are fields of `ModelConfig`."""
+    train = SimpleNamespace(activation_checkpointing=recompute)
+    return SimpleNamespace(model=replace(MODEL, **model), moe=experts, seed=1, train=train)
 
 
 @dataclass(frozen=True, kw_only=True)
