@@ -1,4 +1,4 @@
-"""From overrides to a checked, resolved `RunConfig`, and to a YAML file and back. The only user of Hydra and OmegaConf."""
+"""From overrides to a checked, resolved `RunConfig`, and to a YAML file and back; the only user of OmegaConf."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> RunConfig:
     """The configuration that `dump` wrote. Files it names need not exist here. Raises `ConfigError(s)`."""
     try:
         # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
-        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        tree: Any = OmegaConf.to_container(OmegaConf.load(Path(path)), resolve=False)
     except FileNotFoundError:
         raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
     except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base

@@ -95,10 +95,12 @@ def auto_group_sequences(cfg: RunConfig) -> int:
     """Whole sequences per routing group by the rule of the semantics, evaluated on the global batch.
 
     The largest divisor of the global batch whose encoder tokens stay within the reference's group size; Hugging Face
-    routes each sequence alone.
+    routes each sequence alone, and flaxformer makes at least as many groups as there are experts.
     """
     limit = REFERENCE_GROUP_TOKENS[cfg.moe.semantics] // cfg.data.encoder_length
     batch = cfg.train.global_batch
+    if cfg.moe.semantics == "flaxformer":
+        limit = min(limit, batch // cfg.moe.num_experts)
     return max((d for d in range(1, batch + 1) if batch % d == 0 and d <= limit), default=1)
 
 

@@ -1,0 +1,58 @@
+"""Checks of one value at a time that the sections' checks are made of: ranges and existing paths."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+from conf.errors import ConfigError
+
+
+def at_least(field: str, value: float, least: int) -> Iterator[ConfigError]:
+    """`value` >= `least`."""
+    if value < least:
+        yield ConfigError(field, got=value, needs=f"at least {least}", hint=f"{field}={least}")
+
+
+def positive(field: str, value: float, usual: float) -> Iterator[ConfigError]:
+    """`value` > 0; `usual` is the value to try."""
+    if value <= 0:
+        yield ConfigError(field, got=value, needs="a number above 0", hint=f"{field}={usual}")
+
+
+def share(
+    field: str, value: float, usual: float, *, upper: Literal["included", "excluded"] = "excluded"
+) -> Iterator[ConfigError]:
+    """`value` in [0, 1), or in [0, 1]."""
+    if value < 0 or value > 1 or (value == 1 and upper == "excluded"):
+        bracket = "]" if upper == "included" else ")"
+        yield ConfigError(field, got=value, needs=f"a number in [0, 1{bracket}", hint=f"{field}={usual}")
+
+
+def check_path(field: str, path: str, what: str) -> Iterator[ConfigError]:
+    """`path`, a glob with `~`, matches something that exists."""
+    expanded = os.path.expanduser(path)
+    if next(glob.iglob(expanded, recursive=True), None) is None and not os.path.exists(expanded):
+        there = os.path.dirname(expanded.partition("*")[0]) or "."
+        missing = f"folder {there!r} does not exist" if not os.path.isdir(there) else "nothing matches"
+        yield ConfigError(
+            field, got=path, needs=f"{what} ({missing}, seen from {os.getcwd()})", hint="an absolute path, in quotes"
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """Every divisor, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def listed(numbers: list[int], *, most: int = 12) -> str:
+    """Numbers for a message: all of them, or the first ones and an ellipsis."""
+    shown = ", ".join(str(n) for n in numbers[:most])
+    return shown + (", ..." if len(numbers) > most else "")
+
+
+def nearest(number: int, legal: list[int]) -> int:
+    """The legal value closest to `number`."""
+    return min(legal, key=lambda n: (abs(n - number), n))
