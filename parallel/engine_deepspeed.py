@@ -50,7 +50,7 @@ def build_engine(module: nn.Module, cfg: RunConfig, groups: ParallelGroups) -> E
         optimizer = _build_masters(found, cfg, groups)
         engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
         return MastersEngine(module, engine, optimizer, accumulation=cfg.train.accumulation)
-    adamw = build_adamw(_zero_groups(found, cfg, groups), cfg.optim)
+    adamw = build_adamw(_zero_groups(found, groups), cfg.optim)
     engine = _initialize(module, adamw, cfg, process_groups, has_experts=has_experts)
     return ZeroEngine(module, engine, groups, accumulation=cfg.train.accumulation)
 
@@ -91,15 +91,13 @@ def _build_masters(found: list[OptimGroup], cfg: RunConfig, mesh: ParallelGroups
     return ReducedMasters(found, build, mesh, clip_norm=cfg.optim.clip_norm)
 
 
-def _zero_groups(found: list[OptimGroup], cfg: RunConfig, mesh: ParallelGroups) -> list[dict[str, object]]:
+def _zero_groups(found: list[OptimGroup], mesh: ParallelGroups) -> list[dict[str, object]]:
     """Parameter groups as DeepSpeed wants them: expert groups carry `moe` and the name of their process group.
 
-    Their order matters: DeepSpeed takes the dtype of the *first* group for that of all buffers. Measured with bf16 and
-    fp32 groups side by side: ZeRO 1 sums micro-batches in bf16 unless a bf16 group is first; ZeRO 2 rounds fp32
-    gradients to bf16 unless an fp32 group is first.
+    bf16 groups come first: DeepSpeed takes the dtype of the first group for that of all, and sums micro-batches in
+    fp32 apart from `.grad` only where it is lower than fp32 (ADR 005).
     """
-    fp32_first = cfg.parallel.zero == 2
-    ordered = sorted(found, key=lambda g: (g.dtype == torch.float32) != fp32_first)
+    ordered = sorted(found, key=lambda g: g.dtype == torch.float32)
     return [
         {"params": list(g.params), "weight_decay": g.weight_decay}
         | ({"moe": True, "name": expert_group_name(mesh)} if g.is_expert else {"name": f"dense{i}"})

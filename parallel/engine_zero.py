@@ -32,11 +32,15 @@ class ZeroEngine(Driver):
         # through all gradients for the same answer is left out.
         self._zero.check_grad_overflow = True
         self._zero.check_overflow = lambda partition_gradients=True: None
+        # ZeRO 2 would collect gradients to be reduced in a buffer of the first group's dtype, rounding the fp32
+        # gradients of router and norms to bf16 (ADR 005).
+        self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
 
     def gradients_finite(self) -> bool:
         """See `Engine`. Looks at the partition of the reduced gradients that this rank holds."""
         self._require_boundary()
-        largest = [norm for group in self._partitions() for norm in torch._foreach_norm(group, ord=float("inf"))]
+        pieces = [piece for group in self._partitions() for piece in group if piece.numel() > 0]
+        largest = torch._foreach_norm(pieces, ord=float("inf"))
         return bool(torch.stack(largest).isfinite().all())
 
     def step(self, lr: float) -> StepResult:

@@ -22,7 +22,8 @@ from tests import harness_child
 
 # Imported once in the fork server. Each costs seconds; none starts threads that a fork would lose.
 PRELOAD = ["pytest", "torch", "torch.distributed", "tests.harness_child", "megatron.core.parallel_state",
-           "megatron.core.tensor_parallel", "deepspeed"]  # fmt: skip
+           "megatron.core.tensor_parallel", "deepspeed",
+           "deepspeed.runtime.zero.muon.muon_optimizer"]  # fmt: skip  # ZeRO imports it, and with it torch._dynamo
 SIGNAL_GRACE_S = 0.3  # for faulthandler to write the stacks of a hung rank
 
 
