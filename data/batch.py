@@ -43,7 +43,9 @@ class StepBatch:
     """One optimizer step of one data-parallel rank: `accumulation` micro-batches."""
 
     step: int
-    epoch: float  # passes over the training text when this step ends; for streams, whole passes of the rank's first lane
+    epoch: (
+        float  # passes over the training text when this step ends; for streams, whole passes of the rank's first lane
+    )
     micro: tuple[MicroBatch, ...]
 
     @property

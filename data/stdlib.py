@@ -10,7 +10,9 @@ from pathlib import Path
 
 from data.splitting import split_text
 
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "encodings", "cjkencodings", "ensurepip"})
+_SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "encodings", "cjkencodings", "ensurepip"}
+)
 _TOPICS = Path("pydoc_data") / "topics.py"
 _TEXT_SUFFIXES = frozenset({".txt", ".rst"})
 _MAX_TEXT_FILE = 400_000  # larger text files are tables

@@ -1,0 +1,191 @@
+"""The text of a run, opened: tokenizer, fingerprints, sizes, windows by number, and a unigram model as a yardstick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from conf.derive import span_lengths
+from conf.errors import ConfigError, DataError
+from conf.schema import RunConfig
+from data.batch import IntArray, token_masks
+from data.prepare import prepare_finite
+from data.shards import SPLITS, TOKENIZER_NAME, ShardIndex, ShardReader, Split, check_shard, read_index
+from data.spans import span_counts
+from data.stream import lane_windows, stream_fingerprint, validation_windows
+from data.stream_tokenizer import stream_tokenizer
+from data.tokenizer import Tokenizer
+from data.windows import IndexedWindows, Windows
+
+_UNIGRAM_STREAM_WINDOWS = 1_000  # of the first lane: a stream has no end to count to
+
+
+class Corpus:
+    """Tokenised text of a run. `streams`: the training split is read on the way and has no known size."""
+
+    def __init__(self, cfg: RunConfig, tokenizer: Tokenizer, folders: Sequence[Path], *, data_fingerprint: str) -> None:
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        self.folders = tuple(folders)
+        self.fingerprint: dict[str, str] = {"tokenizer": tokenizer.fingerprint, "data": data_fingerprint}
+        self.streams = cfg.data.source == "hub"
+        self._windows: dict[Split, IndexedWindows] = {}
+
+    @cached_property
+    def _indexes(self) -> tuple[ShardIndex, ...]:
+        return tuple(_open_folder(folder) for folder in self.folders)
+
+    def windows(self, split: Split) -> int | None:
+        """Windows of a split in one pass; None for a streamed training split (unknown)."""
+        if self.streams:
+            return None if split == "train" else len(self.validation_stream)
+        return self.indexed(split).count
+
+    def documents(self, split: Split) -> int | None:
+        """Documents of a split; None for streams."""
+        if self.streams:
+            return None
+        return sum(shard.documents for index in self._indexes for shard in index.shards if shard.split == split)
+
+    def tokens(self, split: Split) -> int | None:
+        """Tokens of a split before corruption; None for streams."""
+        if self.streams:
+            return None
+        return sum(shard.tokens for index in self._indexes for shard in index.shards if shard.split == split)
+
+    def indexed(self, split: Split) -> IndexedWindows:
+        """Windows by number of a source that does not stream."""
+        assert not self.streams
+        if split not in self._windows:
+            readers = [
+                ShardReader(folder, shard, index.dtype)
+                for folder, index in zip(self.folders, self._indexes, strict=True)
+                for shard in index.shards
+                if shard.split == split
+            ]
+            raw = span_lengths(self.cfg.data).raw
+            self._windows[split] = IndexedWindows(readers, raw=raw, packing=self.cfg.data.packing)
+        return self._windows[split]
+
+    @cached_property
+    def validation_stream(self) -> Windows:
+        """The held-out windows of a streamed source that evaluations use: as many as they ask for."""
+        wanted = self.cfg.train.eval_batches * self.cfg.train.global_batch
+        raw = span_lengths(self.cfg.data).raw
+        return validation_windows(self.cfg.data, self.tokenizer, raw=raw, wanted=wanted)
+
+    def unigram_nats(self, targets: IntArray) -> float:
+        """Mean cross-entropy in nats of the text tokens of `targets` under the training split's token frequencies.
+
+        Add-one smoothing over the tokenizer's pieces. Text tokens are what `data.batch.token_masks` says: sentinels,
+        EOS and padding are left out, since their places are predictable. NaN when there is no text token. For streams
+        the frequencies are those of the first windows of the first lane.
+        """
+        text = targets[token_masks(targets, pieces=self.tokenizer.pieces).text]
+        if text.size == 0:
+            return math.nan
+        counts = self._train_counts.astype(np.float64) + 1.0
+        return float(-np.mean(np.log(counts / counts.sum())[text]))
+
+    @cached_property
+    def _train_counts(self) -> IntArray:
+        counts = np.zeros(self.tokenizer.pieces, dtype=np.int64)
+        if self.streams:
+            raw = span_lengths(self.cfg.data).raw
+            lane = lane_windows(self.cfg.data, self.tokenizer, lane=0, raw=raw, start=0)
+            for _, (tokens, _epoch) in zip(range(_UNIGRAM_STREAM_WINDOWS), lane, strict=False):
+                counts += np.bincount(tokens, minlength=len(counts))
+        for index in self._indexes:
+            counts += np.asarray(index.train_counts, dtype=np.int64)
+        return counts
+
+
+def open_corpus(cfg: RunConfig) -> Corpus:
+    """The corpus of `cfg`; prepares what is missing (see `data.prepare.prepare_data` to do that before ranks start).
+
+    Raises:
+        DataError: text, shards or tokenizer cannot be used, or a split has no window.
+        ConfigError: the model's vocabulary or the sentinels do not fit the tokenizer or the spans.
+    """
+    if cfg.data.source == "hub":
+        corpus = Corpus(cfg, stream_tokenizer(cfg.data), (), data_fingerprint=stream_fingerprint(cfg.data))
+    elif cfg.data.source == "shards":
+        corpus = _open_shards(cfg)
+    else:
+        prepared = prepare_finite(cfg.data, out=None)
+        corpus = Corpus(cfg, prepared.tokenizer, (prepared.folder,), data_fingerprint=_fingerprint((prepared.folder,)))
+    _check_sizes(corpus)
+    return corpus
+
+
+def _open_shards(cfg: RunConfig) -> Corpus:
+    folders = tuple(Path(name).expanduser() for name in cfg.data.files)
+    if not folders:
+        raise DataError("data.files: empty; data=shards needs directories written by `pointsman prepare`")
+    index = read_index(folders[0])
+    path = Path(cfg.data.tokenizer) if cfg.data.tokenizer else folders[0] / TOKENIZER_NAME
+    tokenizer = Tokenizer.from_file(path, sentinels=cfg.data.sentinels)
+    for folder in folders:
+        index = read_index(folder)
+        if index.tokenizer != tokenizer.fingerprint:
+            raise DataError(
+                f"{folder}: its shards were made with tokenizer {index.tokenizer[:12]}, this run has "
+                f"{tokenizer.fingerprint[:12]} ({path}); leave data.tokenizer unset or prepare the shards again with it"
+            )
+    return Corpus(cfg, tokenizer, folders, data_fingerprint=_fingerprint(folders))
+
+
+def _fingerprint(folders: Sequence[Path]) -> str:
+    return "+".join(read_index(folder).fingerprint for folder in folders)
+
+
+def _open_folder(folder: Path) -> ShardIndex:
+    index = read_index(folder)
+    for shard in index.shards:
+        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=False)
+    return index
+
+
+def verify_shards(folder: Path) -> None:
+    """Read every shard of `folder` and compare checksums. Raises DataError naming the first file that differs."""
+    index = read_index(folder)
+    for shard in index.shards:
+        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=True)
+
+
+def _check_sizes(corpus: Corpus) -> None:
+    cfg, tokenizer = corpus.cfg, corpus.tokenizer
+    if tokenizer.size > cfg.model.vocab_size:
+        raise ConfigError(
+            "model.vocab_size",
+            got=cfg.model.vocab_size,
+            needs=f"at least the tokenizer's {tokenizer.pieces} pieces and {tokenizer.sentinels} sentinels",
+            hint=f"model.vocab_size={tokenizer.size}",
+        )
+    lengths = span_lengths(cfg.data)
+    spans = span_counts(lengths.raw, cfg.data.noise_density, cfg.data.mean_span_length).spans
+    if spans > tokenizer.sentinels:
+        raise ConfigError(
+            "data.sentinels",
+            got=tokenizer.sentinels,
+            needs=f"at least the {spans} spans of a window of {lengths.raw} tokens",
+            hint="more sentinels, shorter data.encoder_length or longer data.mean_span_length",
+        )
+    if cfg.data.decoder_length is not None and cfg.data.decoder_length < lengths.targets:
+        raise ConfigError(
+            "data.decoder_length",
+            got=cfg.data.decoder_length,
+            needs=f"at least the {lengths.targets} tokens that data.encoder_length={cfg.data.encoder_length} implies",
+            hint="data.decoder_length=null",
+        )
+    for split in SPLITS:
+        if corpus.windows(split) == 0 and not (corpus.streams and cfg.train.eval_batches == 0):
+            raise DataError(
+                f"the {split} split of data={cfg.data.source} has no window of at least two tokens "
+                f"(data.validation_fraction={cfg.data.validation_fraction}); give more text, set data.validation_files, or "
+                "change the fraction"
+            )

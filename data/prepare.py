@@ -1,0 +1,255 @@
+"""Documents to tokenised shards: in several processes, resumable, the same bytes whatever the number of processes.
+
+`python -m data.prepare [--out DIR] <overrides>` is the command behind `pointsman prepare`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+
+from conf.errors import PointsmanError
+from conf.schema import DataConfig, RunConfig
+from data.children import Child
+from data.files import locked, sha256_bytes
+from data.scan import Progress, Scan, scan_source, tokenizer_for
+from data.shards import (
+    FORMAT,
+    INDEX_NAME,
+    SPLITS,
+    ShardIndex,
+    ShardInfo,
+    Split,
+    check_shard,
+    finished_shard,
+    read_index,
+    text_sha256,
+    token_dtype,
+    write_index,
+    write_shard,
+)
+from data.sources import FiniteSource, cache_folder, finite_source
+from data.stream_tokenizer import stream_tokenizer
+from data.tokenizer import Tokenizer
+
+_MIN_SHARD_BYTES = 2 << 20
+_MAX_SHARD_BYTES = 64 << 20
+_SHARDS_WANTED = 64
+_BATCH_DOCUMENTS = 64
+
+
+class Block(NamedTuple):
+    """Documents of one shard."""
+
+    name: str
+    split: Split
+    texts: list[str]
+
+
+class Prepared(NamedTuple):
+    """A directory of shards and the tokenizer they were made with."""
+
+    folder: Path
+    tokenizer: Tokenizer
+
+
+def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> None:
+    """Make everything training needs before ranks start: tokenizer and shards in the cache (hub: the tokenizer only).
+
+    Does nothing when it is all there. Safe in several processes and jobs at once.
+
+    Raises:
+        DataError: the text cannot be read or tokenised; the text names the file and a fix.
+    """
+    if cfg.data.source == "hub":
+        stream_tokenizer(cfg.data, progress=progress)
+    elif cfg.data.source != "shards":
+        prepare_finite(cfg.data, out=None, progress=progress)
+
+
+def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = lambda text: None) -> Prepared:
+    """Shards of a finite source in `out`, or in the cache when `out` is None."""
+    source = finite_source(data)
+    scan = scan_source(source, data, progress=progress)
+    tokenizer = tokenizer_for(source, scan, data, progress=progress)
+    folder = (
+        out or cache_folder(data) / "shards" / sha256_bytes(f"{scan.fingerprint} {tokenizer.fingerprint}".encode())[:32]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        if not _is_complete(folder, scan, tokenizer):
+            _write_shards(folder, source, scan, tokenizer, data.prepare_workers, progress)
+    return Prepared(folder, tokenizer)
+
+
+def _is_complete(folder: Path, scan: Scan, tokenizer: Tokenizer) -> bool:
+    if not (folder / INDEX_NAME).is_file():
+        return False
+    index = read_index(folder)
+    if (index.source, index.tokenizer) != (scan.fingerprint, tokenizer.fingerprint):
+        (folder / INDEX_NAME).unlink()  # the text or the tokenizer changed: only shards of equal text are kept
+        return False
+    for shard in index.shards:
+        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=False)
+    return True
+
+
+def _write_shards(
+    folder: Path, source: FiniteSource, scan: Scan, tokenizer: Tokenizer, workers: int, progress: Progress
+) -> None:
+    total = scan.train_bytes + scan.validation_bytes
+    shard_bytes = min(max(total // _SHARDS_WANTED, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
+    began, done, infos = time.monotonic(), 0, []
+    for info in _tokenize(folder, _blocks(source, shard_bytes), tokenizer, workers):
+        infos.append(info)
+        done += info.text_bytes
+        rate = done / max(time.monotonic() - began, 1e-6) / 1e6
+        progress(f"tokenizing: {done / 1e6:.1f} of {total / 1e6:.1f} MB, {len(infos)} shards, {rate:.1f} MB/s")
+    ordered = tuple(sorted(infos, key=lambda info: (SPLITS.index(info.split), info.name)))
+    index = ShardIndex(
+        format=FORMAT,
+        tokenizer=tokenizer.fingerprint,
+        source=scan.fingerprint,
+        pieces=tokenizer.pieces,
+        dtype=token_dtype(tokenizer.pieces),
+        shards=ordered,
+        train_counts=_count_pieces(folder, ordered, tokenizer.pieces),
+    )
+    write_index(folder, index, tokenizer.model)
+
+
+def _blocks(source: FiniteSource, shard_bytes: int) -> Iterator[Block]:
+    """Consecutive documents of each split in blocks of about `shard_bytes`; independent of the number of workers."""
+    texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    sizes, numbers = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for split, text in source.documents():
+        texts[split].append(text)
+        sizes[split] += len(text.encode())
+        if sizes[split] >= shard_bytes:
+            yield Block(f"{split}-{numbers[split]:05d}", split, texts[split])
+            texts[split], sizes[split] = [], 0
+            numbers[split] += 1
+    for split in SPLITS:
+        if texts[split]:
+            yield Block(f"{split}-{numbers[split]:05d}", split, texts[split])
+
+
+def _tokenize(folder: Path, blocks: Iterator[Block], tokenizer: Tokenizer, workers: int) -> Iterator[ShardInfo]:
+    """Shards of `blocks` in any order; at most two blocks per worker are in memory."""
+    if workers <= 1:
+        for block in blocks:
+            yield tokenize_block(str(folder), block, tokenizer.model)
+        return
+    with ExitStack() as stack:
+        idle: SimpleQueue[Child] = SimpleQueue()
+        for _ in range(workers):
+            child = Child()
+            stack.callback(child.close)
+            idle.put(child)
+
+        def work(block: Block) -> ShardInfo:
+            child = idle.get()
+            try:
+                return child.call("data.prepare:tokenize_block", str(folder), block, tokenizer.model)
+            finally:
+                idle.put(child)
+
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        pending: list[Future[ShardInfo]] = []
+        for block in blocks:
+            pending.append(pool.submit(work, block))
+            if len(pending) >= 2 * workers:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+def tokenize_block(folder: str, block: Block, model: bytes) -> ShardInfo:
+    """Tokenise and write one shard, unless it was finished before. Runs in a background process."""
+    tokenizer = Tokenizer(model, sentinels=0, origin="tokenizer")
+    name = f"{block.name}-{tokenizer.fingerprint[:8]}"
+    done = finished_shard(Path(folder), name, text=text_sha256(block.texts))
+    if done is not None:
+        return done
+    ids: list[list[int]] = []
+    for start in range(0, len(block.texts), _BATCH_DOCUMENTS):
+        ids += tokenizer.encode_batch(block.texts[start : start + _BATCH_DOCUMENTS])
+    return write_shard(Path(folder), name, block.split, ids, pieces=tokenizer.pieces, text=block.texts)
+
+
+def _count_pieces(folder: Path, shards: Sequence[ShardInfo], pieces: int) -> tuple[int, ...]:
+    counts = np.zeros(pieces, dtype=np.int64)
+    for shard in shards:
+        if shard.split == "train":
+            tokens = np.fromfile(folder / f"{shard.name}.tokens", dtype=token_dtype(pieces))
+            counts += np.bincount(tokens, minlength=pieces)
+    return tuple(counts.tolist())
+
+
+def main(argv: list[str]) -> int:
+    """`prepare [--out DIR] <overrides>`: make the shards and say where they are. Returns the exit code."""
+    from conf.compose import compose  # Hydra is needed by the command only
+
+    try:
+        out, overrides = _split_arguments(argv)
+        cfg = compose(overrides)
+        began = time.monotonic()
+        show = _progress_line(sys.stderr.isatty())
+        if cfg.data.source not in ("stdlib", "text"):
+            prepare_data(cfg, progress=show)
+            print(f"data.source={cfg.data.source} is read as it is; the tokenizer is ready")
+            return 0
+        prepared = prepare_finite(cfg.data, out=out, progress=show)
+    except PointsmanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(_summary(prepared, time.monotonic() - began))
+    return 0
+
+
+def _split_arguments(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    from conf.errors import ConfigError
+
+    out, overrides, rest = None, [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--out" and not rest:
+            raise ConfigError("--out", got="nothing", needs="a directory", hint="--out shards/")
+        if word == "--out":
+            out = Path(rest.pop(0)).expanduser()
+        elif word.startswith("--out="):
+            out = Path(word.removeprefix("--out=")).expanduser()
+        else:
+            overrides.append(word)
+    return out, overrides
+
+
+def _progress_line(terminal: bool) -> Progress:
+    def show(text: str) -> None:
+        print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _summary(prepared: Prepared, seconds: float) -> str:
+    index = read_index(prepared.folder)
+    lines = [f"{prepared.folder} ({seconds:.1f} s)"]
+    for split in SPLITS:
+        shards = [shard for shard in index.shards if shard.split == split]
+        documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
+        size = sum(shard.text_bytes for shard in shards) / 1e6
+        lines.append(f"  {split}: {documents:,} documents, {size:.1f} MB, {tokens:,} tokens, {len(shards)} shards")
+    lines.append(f"train on it with: data=shards data.files={prepared.folder}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
