@@ -1,0 +1,58 @@
+"""Generation on several ranks gives what one process gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conf.schema import ParallelConfig
+from model.generate import GenerateOptions, GenerateResult, generate
+from model.parallelize import build_model
+from parallel.collectives import all_reduce
+from parallel.groups import init_groups
+from parallel.types import ParallelGroups, single_process
+from tests.harness import run_ranks
+from tests.model.t5.build import MOE, make_batch, run_config
+
+PROMPTS = make_batch(rows=6, vocab=6).encoder_BL
+
+
+def config() -> Any:
+    cfg = run_config(moe="switch", experts=replace(MOE, group_sequences=3), vocab_size=6, tie_embeddings=False)
+    cfg.seed = 9
+    return cfg
+
+
+def decode(groups: ParallelGroups, options: GenerateOptions) -> GenerateResult:
+    """Each data-parallel rank decodes its share of the prompts; all stop together."""
+    module = build_model(config(), groups, device="cpu", dtype=torch.float64)
+
+    def all_finished(done: bool) -> bool:
+        return bool(all_reduce(torch.tensor(int(done)), groups.world, "min"))
+
+    share = PROMPTS.chunk(groups.dp.size)[groups.dp.rank]
+    return generate(module, share, options=options, all_finished=all_finished)
+
+
+def on_rank(rank: int, world: int, tp: int, ep: int, etp: int, modes: list[GenerateOptions]) -> list[Any]:
+    parallel = ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20)  # type: ignore[arg-type]
+    groups = init_groups(parallel)
+    return [(groups.dp.rank, groups.dp.size, decode(groups, options)) for options in modes]
+
+
+@pytest.mark.parametrize(("tp", "ep", "etp"), [(2, 1, 2), (2, 2, 1), (1, 2, 1)])
+def test_ranks_generate_as_one_process(tp: int, ep: int, etp: int) -> None:
+    modes = [GenerateOptions(mode=m, max_length=10, beams=2, seed=3) for m in ("greedy", "sample", "beam")]
+    expected = [decode(single_process(), options) for options in modes]
+    for results in run_ranks(on_rank, 2, tp, ep, etp, modes):
+        for options, one, (dp_rank, dp_size, got) in zip(modes, expected, results, strict=True):
+            if options.mode == "sample" and dp_size > 1:
+                continue  # draws belong to a batch: ranks with other prompts draw other tokens
+            wanted = [row[:n].tolist() for row, n in zip(one.tokens_BT, one.lengths_B, strict=True)]
+            rows = [row[:n].tolist() for row, n in zip(got.tokens_BT, got.lengths_B, strict=True)]
+            size = len(PROMPTS) // dp_size
+            assert rows == wanted[dp_rank * size : (dp_rank + 1) * size], options.mode
+            assert torch.allclose(got.scores_B, one.scores_B.chunk(dp_size)[dp_rank], rtol=1e-9, atol=0)
