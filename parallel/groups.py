@@ -52,6 +52,15 @@ def init_groups(
     return _build(topology, dist.get_rank(), found, parallel.timeout_s)
 
 
+def new_control_axis(groups: ParallelGroups, name: str, *, timeout_s: float) -> Axis:
+    """Collective: all ranks on a gloo group of their own, for a thread that must not disturb the others' order."""
+    control = groups.control
+    group = None
+    if control.group is not None:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    return Axis(name=name, size=control.size, rank=control.rank, ranks=control.ranks, group=group)
+
+
 def destroy_groups() -> None:
     """Take every group down. Call before a rank exits: without it gloo's threads often abort a finished process."""
     if not dist.is_initialized():
@@ -105,7 +114,8 @@ def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> Par
     world_group = dist.group.WORLD
     assert world_group is not None
     control_group = world_group
-    if backend == "nccl":
+    if backend != "fake" and topology.world > 1:
+        # Its own group on gloo too: a decision or a barrier never queues behind, or mixes with, the step's data.
         control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     return ParallelGroups(
         world=_axis("world", topology, rank, world_group),

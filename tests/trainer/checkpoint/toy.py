@@ -1,0 +1,106 @@
+"""A toy model's state: logical tensors any rank can compute, cut and owned as an engine would do it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from conf.schema import ParallelConfig
+from parallel.collectives import set_fault_hook
+from parallel.engine import StateTensor
+from parallel.groups import init_groups
+from parallel.layout import ParamSpec, Shard, mesh_axis, replica_axis, shard_of, tag, tagged_parameters
+from parallel.types import ParallelGroups, single_process
+from trainer.checkpoint.store import CheckpointStore
+
+LOGICAL = {
+    "embedding": ((16, 4), ("vocab", "embed")),
+    "norm": ((4,), ("embed",)),
+    "router": ((4, 8), ("embed", "router_experts")),
+    "query": ((8, 4), ("heads", "embed")),
+    "wi": ((8, 4, 6), ("experts", "embed", "expert_ff")),
+    "wo": ((8, 6, 4), ("experts", "expert_ff", "embed")),
+}
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+ROWS = (0, 1)  # dims of `wi` that its factored moment keeps
+
+
+def logical(kind: str, name: str, step: int) -> Tensor:
+    """The whole tensor, as a function of its name alone."""
+    shape = LOGICAL[name][0]
+    seed = 1000 * step + 10 * list(LOGICAL).index(name) + (KINDS + ("row",)).index(kind)
+    if kind == "row":
+        shape = tuple(shape[d] for d in ROWS)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Toy(nn.Module):
+    """Empty local parameters of this rank's shapes."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        super().__init__()
+        for name, (shape, axes) in LOGICAL.items():
+            sizes = [mesh_axis(groups, axis).size if mesh_axis(groups, axis) else 1 for axis in axes]
+            local = [n // size for n, size in zip(shape, sizes, strict=True)]
+            setattr(self, name, tag(nn.Parameter(torch.zeros(local)), ParamSpec(axes=axes)))
+
+
+def shards_of(groups: ParallelGroups) -> dict[str, Shard]:
+    return {name: shard_of(p, groups) for name, p, _ in tagged_parameters(Toy(groups))}
+
+
+def owned(groups: ParallelGroups, step: int) -> Iterator[StateTensor]:
+    """What this rank owns. Tensor ranks all give their copy of `norm`, as an engine might."""
+    shards = shards_of(groups)
+    for i, (name, p, _) in enumerate(tagged_parameters(Toy(groups))):
+        replicas = replica_axis(p, groups)
+        if i % replicas.size != replicas.rank:
+            continue
+        for kind in KINDS:
+            yield StateTensor(name=name, kind=kind, value=logical(kind, name, step)[shards[name].slices])
+        if name == "wi":
+            cut = tuple(shards[name].slices[d] for d in ROWS)
+            yield StateTensor(name=name, kind="row", value=logical("row", name, step)[cut], dims=ROWS)
+
+
+def groups_for(layout: tuple[int, int, int | None]) -> ParallelGroups:
+    tp, ep, etp = layout
+    return init_groups(ParallelConfig(tp=tp, ep=ep, etp=etp, zero=1, backend="auto", timeout_s=20))
+
+
+def save_steps(root: Path, groups: ParallelGroups, steps: tuple[int, ...], **options: int) -> None:
+    """Write whole checkpoints, one after the other."""
+    store = CheckpointStore(root, groups, **{"keep_last": 100, **options})
+    for step in steps:
+        store.save(step, owned(groups, step), shards_of(groups), {"step": step})
+        store.wait()
+    store.close()
+
+
+def save_alone(root: Path, *steps: int, **options: int) -> None:
+    """The same in one process."""
+    save_steps(root, single_process(), steps, **options)
+
+
+def fault_at(point: str, action: str) -> None:
+    """Arm one fault in this rank."""
+
+    def hook(name: str) -> None:
+        if name != point:
+            return
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    set_fault_hook(hook)
+
+
+def quiet() -> None:
+    logging.disable(logging.CRITICAL)

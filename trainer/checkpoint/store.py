@@ -1,0 +1,247 @@
+"""The checkpoints of one run: which there are, which is the newest whole one, writing the next, retention, the lock."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.errors import CheckpointError, ConfigError
+from parallel import collectives
+from parallel.engine import StateTensor
+from parallel.groups import new_control_axis
+from parallel.layout import Shard
+from parallel.types import ParallelGroups
+from trainer.checkpoint import files
+from trainer.checkpoint.commit import SaveJob, write_checkpoint
+from trainer.checkpoint.manifest import MANIFEST_FILE
+from trainer.checkpoint.pieces import Piece, stage
+from trainer.checkpoint.verify import verify
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveResult:
+    """How a save ended; the same on every rank, unless a rank died."""
+
+    step: int
+    path: Path | None  # the committed directory; None: nothing was committed
+    error: CheckpointError | None
+    seconds: float  # in the background
+
+
+class CheckpointStore:
+    """Checkpoints below one directory. Collective functions say so; the rest is local."""
+
+    def __init__(
+        self,
+        root: Path,
+        groups: ParallelGroups,
+        *,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        max_failures: int = 3,
+        lock: bool = True,
+        timeout_s: float = 1800,
+    ) -> None:
+        """Collective if `lock`: take the directory for this job, clean what killed saves left, make a group to save on.
+
+        `lock=False` is for reading alone; `save` is then refused. `timeout_s` bounds the wait for the slowest rank's
+        disk. Raises ConfigError on every rank if another job holds the directory.
+        """
+        self.root = root
+        self.failed = 0  # saves that failed since the start
+        self.failed_in_a_row = 0
+        self._groups, self._keep_last, self._keep_every = groups, keep_last, keep_every
+        self._max_failures = max_failures
+        self._axis = new_control_axis(groups, "checkpoint", timeout_s=timeout_s) if lock else None
+        self._lock: files.FolderLock | None = None
+        self._thread: threading.Thread | None = None
+        self._running: list[SaveResult] = []  # filled by the thread
+        self._unreported: list[SaveResult] = []
+        self._newest: SaveResult | None = None
+        if lock:
+            self._take()
+
+    # ---------------------------------------------------------------------------------------------------- choosing
+
+    def list(self) -> list[Path]:
+        """Committed checkpoints, newest first; whether they are whole is not looked at."""
+        return files.committed(self.root)
+
+    def latest_valid(self) -> Path | None:
+        """Collective. The newest checkpoint whose every byte is as written; None if there is none at all.
+
+        Rank 0 verifies and decides; every rank checks that it sees the same directory. Warns about each broken one
+        that is passed over. Raises CheckpointError on every rank if all are broken, listing each and why.
+        """
+        control = self._groups.control
+        choice: dict[str, Any] = self._choose() if control.rank == 0 else {}
+        choice = collectives.broadcast_object(choice, control)
+        for line in choice["broken"] if control.rank == 0 else ():
+            logger.warning("CHECKPOINT PASSED OVER: %s", line)
+        if choice["name"] is None:
+            if choice["broken"]:
+                listed = "\n  ".join(choice["broken"])
+                raise CheckpointError(
+                    f"no checkpoint in {self.root} is whole:\n  {listed}\nRestore one of them from a copy, or start "
+                    "again under another name; training does not start from scratch over them"
+                )
+            return None
+        path = self.root / choice["name"]
+        self._check_visible(path, choice["digest"])
+        return path
+
+    def require_empty(self) -> None:
+        """Raise ConfigError if there are checkpoints: a fresh start here would mix two runs."""
+        if found := self.list():
+            raise ConfigError(
+                "train.resume", got="never", needs=f"a run without checkpoints, but {self.root} holds {found[0].name}",
+                hint="train.resume=auto to continue it, or another name=",
+            )  # fmt: skip
+
+    def raise_missing(self) -> None:
+        """Raise the CheckpointError of a run that must resume and cannot."""
+        raise CheckpointError(
+            f"train.resume=required, but {self.root} holds no checkpoint; try train.resume=auto, or another name="
+        )
+
+    def _choose(self) -> dict[str, Any]:
+        broken = []
+        for path in self.list():
+            problems = verify(path)
+            if not problems:
+                return {"name": path.name, "digest": _manifest_digest(path), "broken": broken}
+            broken.append(f"{path.name}: {'; '.join(problems)}")
+        return {"name": None, "digest": None, "broken": broken}
+
+    def _check_visible(self, path: Path, digest: str) -> None:
+        control = self._groups.control
+        try:
+            seen = _manifest_digest(path)
+        except OSError as error:
+            seen = f"unreadable: {error.strerror}"
+        wrong = [rank for rank, other in enumerate(collectives.gather_objects(seen, control)) if other != digest]
+        if wrong:
+            raise CheckpointError(
+                f"{path}: rank 0 chose it, but ranks {wrong} do not see the same directory; "
+                "checkpoints must be on a file system that all nodes share"
+            )
+
+    # ------------------------------------------------------------------------------------------------------ writing
+
+    def save(
+        self, step: int, tensors: Iterable[StateTensor], shards: Mapping[str, Shard], state: Mapping[str, Any]
+    ) -> None:
+        """Collective: copy this rank's part to CPU memory and write the checkpoint in the background.
+
+        `tensors`: what this rank owns (`Engine.read_state`); `shards`: this rank's shard of every parameter; `state`:
+        JSON for `state.json`, rank 0's counts. Waits for the save before. A failure does not raise here but is
+        reported by `poll` and `wait`; raises CheckpointError once `max_failures` saves in a row have failed.
+        """
+        assert self._axis is not None, "a store opened with lock=False cannot save"
+        self._join()
+        if self.failed_in_a_row >= self._max_failures:
+            assert self._newest is not None
+            raise CheckpointError(f"{self.failed_in_a_row} saves in a row have failed; the last: {self._newest.error}")
+        pieces: dict[str, Piece] = {}
+        staging_error = None
+        try:
+            pieces = stage(tensors, shards)
+        except CheckpointError as error:
+            staging_error = str(error)
+        job = SaveJob(
+            root=self.root, step=step, pieces=pieces, state=state, staging_error=staging_error, axis=self._axis
+        )
+        self._thread = threading.Thread(target=self._work, args=(job,), name=f"checkpoint-{step}", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> SaveResult | None:
+        """Local and cheap: a save that has ended since it was last asked, or None. Never raises.
+
+        The outcome is the same on every rank but may be seen a step apart: decide over the control axis.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            self._join()
+        return self._unreported.pop(0) if self._unreported else None
+
+    def wait(self) -> SaveResult | None:
+        """Wait for the save under way; the newest result, None if there is none. CheckpointError if it failed."""
+        self._join()
+        self._unreported.clear()
+        if self._newest is not None and self._newest.error is not None:
+            raise self._newest.error
+        return self._newest
+
+    def close(self) -> None:
+        """Wait for the save under way and let other jobs have the directory. A failure was or will be logged."""
+        self._join()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _work(self, job: SaveJob) -> None:
+        """Body of the background thread: every outcome, even an unexpected one, becomes a result."""
+        began = time.perf_counter()
+        path, error = None, None
+        try:
+            path = write_checkpoint(job)
+            if self._groups.is_main:
+                self._retain(job.step)
+        except BaseException as caught:
+            error = caught if isinstance(caught, CheckpointError) else CheckpointError(_described(caught))
+        self._running.append(SaveResult(step=job.step, path=path, error=error, seconds=time.perf_counter() - began))
+
+    def _join(self) -> None:
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        result = self._running.pop()
+        self._newest = result
+        self._unreported.append(result)
+        if result.error is None:
+            self.failed_in_a_row = 0
+            return
+        self.failed += 1
+        self.failed_in_a_row += 1
+        logger.error("checkpoint of step %d was not saved: %s", result.step, result.error)
+
+    def _retain(self, newest: int) -> None:
+        """Give up old checkpoints. What cannot be removed is no reason to call the save a failure."""
+        steps = [files.step_of(path) for path in self.list()]
+        for step in files.superseded(steps, newest=newest, keep_last=self._keep_last, keep_every=self._keep_every):
+            try:
+                files.remove(files.step_folder(self.root, step))
+            except OSError as error:
+                logger.warning("old checkpoint of step %d could not be removed: %s", step, error)
+
+    def _take(self) -> None:
+        error: dict[str, str] | None = None
+        if self._groups.is_main:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._lock = files.FolderLock(self.root)
+                if stale := files.remove_uncommitted(self.root):
+                    logger.warning("removed what interrupted saves left in %s: %s", self.root, ", ".join(stale))
+            except ConfigError as refused:
+                error = {"field": refused.field, "got": str(refused.got), "needs": refused.needs, "hint": refused.hint}
+            except OSError as refused:
+                error = {"field": "runs_dir", "got": str(self.root), "needs": f"a writable directory ({refused})"}
+        error = collectives.broadcast_object(error, self._groups.control)
+        if error is not None:
+            raise ConfigError(**error)
+
+
+def _manifest_digest(path: Path) -> str:
+    return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
