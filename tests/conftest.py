@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+
+import pytest
 
 # Before torch is imported anywhere: the tests run several ranks on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the harness's fork server now, so that its imports overlap with tests that need one process."""
+    if session.items and "tests.harness" in sys.modules:
+        sys.modules["tests.harness"].start_server()

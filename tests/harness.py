@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ def run_ranks_raw(
     backend: str | None = "gloo",
 ) -> list[RankResult]:
     """As `run_ranks`, but failures, signals and hangs are reported, not raised: for tests of faults."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = start_server()
     call = pickle.dumps((fn, args))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = []
@@ -93,6 +93,14 @@ def run_ranks_raw(
             processes.append(process)
         hung = _wait(processes, deadline_s)
         return [_collect(rank, p, Path(folder), hung=rank in hung) for rank, p in enumerate(processes)]
+
+
+def start_server() -> Any:
+    """The multiprocessing context, its fork server running; the server imports in the background at its first start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
+    return context
 
 
 def _wait(processes: list[Any], deadline_s: float) -> set[int]:

@@ -42,9 +42,9 @@ def time_of_2048_ranks(rank: int, world: int) -> float:
 
     times = []
     for r in (0, 1234):
-        began = time.perf_counter()
+        began = time.process_time()  # other tests share the cores
         groups = init_groups(parallel_config(tp=8, ep=64), backend="fake", world=2048, rank=r)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
         assert (groups.dp.size, groups.edp.size, groups.world.rank) == (256, 4, r)
         destroy_groups()
     return min(times)
@@ -87,7 +87,7 @@ def test_topology_is_what_megatron_builds(size):
 
 def test_2048_ranks_are_planned_in_one_process_within_a_second():
     (seconds,) = run_ranks(time_of_2048_ranks, 1, backend=None)
-    assert seconds < 2  # 0.3 s alone on a core; other tests share it
+    assert seconds < 1
 
 
 def test_every_group_moves_data_on_gloo():

@@ -1,0 +1,225 @@
+"""The rules of the tree that a machine can check: who imports whom, who may call what, and how long things get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A file imports from its own box or a box to its left in: conf | data, parallel | model | trainer. launch: only conf.
+MAY_IMPORT = {
+    "conf": {"conf"},
+    "data": {"conf", "data"},
+    "parallel": {"conf", "parallel"},
+    "model": {"conf", "parallel", "model"},
+    "trainer": {"conf", "data", "parallel", "model", "trainer"},
+    "launch": {"conf", "launch"},
+}
+WITHOUT_TORCH = ("conf", "data", "launch")
+
+# Library -> where it may be imported (prefixes of paths).
+ONLY_IN = {
+    "deepspeed": ("parallel/engine_",),
+    "megatron": ("parallel/groups.py", "parallel/tensor.py"),
+    "omegaconf": ("conf/",),
+    "hydra": ("conf/",),
+    "wandb": ("trainer/",),
+    "datasets": ("data/",),
+    "sentencepiece": ("data/",),
+}
+COLLECTIVES = {
+    "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object", "all_gather_single",
+    "all_reduce", "all_reduce_coalesced", "all_to_all", "all_to_all_single", "barrier", "batch_isend_irecv",
+    "broadcast", "broadcast_object_list", "gather", "gather_object", "irecv", "isend", "monitored_barrier", "recv",
+    "recv_object_list", "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_tensor", "scatter",
+    "scatter_object_list", "send", "send_object_list",
+}  # fmt: skip
+MAY_UNPICKLE = (
+    "trainer/checkpoint/",
+    "data/children.py",  # bytes of a private pipe to a process that it started itself, never of a file
+)
+UNSAFE_READS = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.hub.load", "dill.load"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+SOURCES = python_files(*MAY_IMPORT)
+EVERYTHING = [*SOURCES, *python_files("tests", "benchmarks")]
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module with its line, wherever in the file; names of `from x import y` come as x.y."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def names_used(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every dotted name in the file with its line, aliases of imports replaced by what they stand for."""
+    stands_for = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            stands_for.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom):
+            stands_for.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            first, *rest = ast.unparse(node).split(".")
+            yield ".".join([stands_for.get(first, first), *rest]), node.lineno
+
+
+def import_time_nodes(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements run by importing the file: not function bodies, not `if TYPE_CHECKING`."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+def no(violations: list[str]) -> None:
+    assert not violations, "\n" + "\n".join(violations)
+
+
+def test_imports_point_to_the_left():
+    no([
+        f"{short(path)}:{line} imports {module}"
+        for path in SOURCES
+        for module, line in imports(tree_of(path))
+        if (box := module.split(".")[0]) in MAY_IMPORT and box not in MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+    ])  # fmt: skip
+
+
+def test_libraries_stay_behind_their_seam():
+    no([
+        f"{short(path)}:{line} imports {module}; allowed in {', '.join(ONLY_IN[library])}"
+        for path in SOURCES
+        for module, line in imports(tree_of(path))
+        if (library := module.split(".")[0]) in ONLY_IN and not short(path).startswith(ONLY_IN[library])
+    ])  # fmt: skip
+
+
+def test_torch_is_not_imported_by_importing_conf_data_or_launch():
+    no([
+        f"{short(path)}:{line} imports {module}"
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] in WITHOUT_TORCH
+        for node in import_time_nodes(tree_of(path))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module, line in imports(node)
+        if module.split(".")[0] == "torch"
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("box", WITHOUT_TORCH)
+def test_torch_stays_out_of_a_fresh_process(box):
+    modules = [short(path)[:-3].replace("/", ".").removesuffix(".__init__") for path in python_files(box)]
+    script = "import importlib, sys\n" + "".join(
+        f"importlib.import_module({module!r})\nassert 'torch' not in sys.modules, {module!r}\n"
+        for module in modules
+        if not module.endswith("__main__")
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_collectives_are_called_in_one_file():
+    no([
+        f"{short(path)}:{line} uses {name}; parallel/collectives.py has it"
+        for path in SOURCES
+        if short(path) != "parallel/collectives.py"
+        for name, line in names_used(tree_of(path))
+        if name.startswith(("torch.distributed.", "deepspeed.comm.")) and name.rsplit(".", 1)[1] in COLLECTIVES
+    ])  # fmt: skip
+
+
+def test_the_model_knows_no_process_group():
+    no([
+        f"{short(path)}:{line} uses {name}"
+        for path in python_files("model")
+        for name, line in [*imports(tree_of(path)), *names_used(tree_of(path))]
+        if name.startswith("torch.distributed")
+    ])  # fmt: skip
+
+
+def test_nothing_is_unpickled_outside_the_checkpoint():
+    no([
+        f"{short(path)}:{line} uses {name}"
+        for path in SOURCES
+        if not short(path).startswith(MAY_UNPICKLE)
+        for name, line in names_used(tree_of(path))
+        if name in UNSAFE_READS
+    ])  # fmt: skip
+
+
+def test_no_configuration_file_names_code_to_run():
+    files = [path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.y*ml")]
+    assert files, "the configuration groups are YAML files in conf/"
+    no([f"{short(path)} contains _target_" for path in files if "_target_" in path.read_text(encoding="utf-8")])
+
+
+def test_files_have_one_screenful_of_job():
+    no([
+        f"{short(path)} has {lines} lines; {MAX_FILE_LINES} are the most"
+        for path in EVERYTHING
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_FILE_LINES
+    ])  # fmt: skip
+
+
+def test_functions_are_short():
+    no([
+        f"{short(path)}:{node.lineno} {node.name} has {lines} lines; {MAX_FUNCTION_LINES} are the most"
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ])  # fmt: skip
+
+
+def test_sources_are_ascii_and_say_their_job():
+    no([f"{short(path)} is not ASCII" for path in EVERYTHING if not path.read_bytes().isascii()])
+    no([
+        f"{short(path)} has no docstring"
+        for path in SOURCES
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(tree_of(path))
+    ])  # fmt: skip
+
+
+def test_the_rules_find_what_they_look_for():
+    """The walkers on a file that breaks every rule: a rule that cannot fail is no rule."""
+    tree = ast.parse(
+        "import torch.distributed as dist\nfrom torch import distributed as d2, load\nimport pickle as p\n"
+        "from model.t5 import model\n"
+        "if TYPE_CHECKING:\n    import torch\n"
+        "def f():\n    import torch\n    d2.barrier()\n    dist.all_reduce(x)\n    p.loads(b)\n    load(f)\n"
+    )
+    used = {name for name, _ in names_used(tree)}
+    assert used >= {"torch.distributed.barrier", "torch.distributed.all_reduce", "pickle.loads", "torch.load"}
+    assert ("model.t5.model", 4) in set(imports(tree))
+    at_import = [node for node in import_time_nodes(tree) if isinstance(node, ast.Import)]
+    assert [node.lineno for node in at_import] == [3, 1]
