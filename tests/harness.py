@@ -99,7 +99,14 @@ def start_server() -> Any:
     """The multiprocessing context, its fork server running; the server imports in the background at its first start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    forkserver.ensure_running()
+    shown = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # what libraries say on import is no news, and nobody captures the server
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if shown is not None:
+            os.environ["PYTHONWARNINGS"] = shown
     return context
 
 
