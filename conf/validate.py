@@ -23,7 +23,7 @@ Problems = Iterator[ConfigError]
 
 
 def validate(cfg: RunConfig, *, files: Files = "checked") -> None:
-    """Raise `ConfigError`, or `ConfigErrors` for several problems. `files`: whether paths must exist on this machine."""
+    """Raise `ConfigError`, or `ConfigErrors` for several problems. `files`: whether paths must exist here."""
     raise_all([problem for check in (check_run, check_fields) for problem in check(cfg)])
     problems = [*check_ranks(cfg)]
     if not problems:  # everything below divides by the sizes of the axes

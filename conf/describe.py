@@ -1,0 +1,119 @@
+"""The text of `pointsman config`: the composed configuration, then what follows from it."""
+
+from __future__ import annotations
+
+from conf.compose import to_yaml
+from conf.derive import (
+    data_parallel_size,
+    expert_capacity,
+    expert_data_size,
+    expert_tensor_size,
+    micro_batch_size,
+    slots_per_token,
+    span_lengths,
+    sparse_layers,
+    world_size,
+)
+from conf.estimate import Params, count_params, flops_per_sequence, flops_per_token, local_params, num_active_params
+from conf.schema import RunConfig
+
+Facts = list[tuple[str, str]]
+
+
+def describe(cfg: RunConfig) -> str:
+    """YAML of a resolved `cfg` and a block of derived facts, as comments, so that the whole text is still YAML."""
+    facts = [*_model_facts(cfg), *_layout_facts(cfg), *_data_facts(cfg), *_routing_facts(cfg)]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"#   {name:<{width}}  {text}" for name, text in facts]
+    return "\n".join([to_yaml(cfg).rstrip(), "", "# What follows from it:", *lines, *_warnings(cfg)])
+
+
+def human(number: float) -> str:
+    """A large number with three significant digits and a unit: 7.41B."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number < 1000 * size else f"{number / size:,.0f}{unit}"
+    return f"{number:.3g}"
+
+
+def _model_facts(cfg: RunConfig) -> Facts:
+    params: Params = count_params(cfg.model, cfg.moe)
+    active = num_active_params(cfg.model, cfg.moe)
+    return [
+        ("parameters", f"{human(params.total)} ({params.total:,}), {human(params.experts)} of them in experts"),
+        ("active per token", f"{human(active)} ({active:,}): all but the experts a token is not sent to"),
+        ("FLOPs per token", f"{human(flops_per_token(cfg))} forward and backward, matrix products only"),
+        ("FLOPs per step", human(flops_per_sequence(cfg) * cfg.train.global_batch)),
+    ]
+
+
+def _layout_facts(cfg: RunConfig) -> Facts:
+    etp, ep, edp = expert_tensor_size(cfg), cfg.parallel.ep, expert_data_size(cfg)
+    batch = f"{micro_batch_size(cfg)} sequences per rank, {cfg.train.accumulation} per step"
+    facts = [
+        ("ranks", f"{world_size(cfg)} = {cfg.launch.nproc} per node x {cfg.launch.nodes} node(s)"),
+        ("dense parameters", f"tp {cfg.parallel.tp} x dp {data_parallel_size(cfg)}"),
+        ("parameters per rank", f"{human(local_params(cfg))} ({local_params(cfg):,}), ZeRO stage {cfg.parallel.zero}"),
+        ("micro-batch", batch),
+    ]
+    if cfg.model.moe == "switch":
+        held = cfg.moe.num_experts // ep
+        experts = f"etp {etp} x ep {ep} x edp {edp}: {held} of {cfg.moe.num_experts} experts of a layer on each rank"
+        facts.insert(2, ("experts", experts))
+    return facts
+
+
+def _data_facts(cfg: RunConfig) -> Facts:
+    lengths = span_lengths(cfg.data)
+    text = f"{lengths.raw} tokens of text become {lengths.inputs} encoder and {lengths.targets} decoder tokens"
+    padded = f"padded to {cfg.data.encoder_length} and {_stacks(cfg)[1][1]}"
+    tokens = cfg.train.global_batch * (lengths.inputs + lengths.targets)
+    return [("window", f"{text}, {padded}"), ("tokens per step", f"{tokens:,} at most")]
+
+
+def _stacks(cfg: RunConfig) -> tuple[tuple[str, int, int], ...]:
+    """Name, length and number of layers of each stack."""
+    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
+    return (
+        ("encoder", cfg.data.encoder_length, cfg.model.num_encoder_layers),
+        ("decoder", decoder_length, cfg.model.num_decoder_layers),
+    )
+
+
+def _routing_facts(cfg: RunConfig) -> Facts:
+    if cfg.model.moe == "dense":
+        return []
+    facts: Facts = [("routing group", f"{_group(cfg)} whole sequences, at every layout")]
+    for name, length, layers in _stacks(cfg):
+        tokens = _group(cfg) * length
+        train = expert_capacity(cfg.moe, tokens, train=True)
+        evaluation = expert_capacity(cfg.moe, tokens, train=False)
+        slots = slots_per_token(cfg.moe, tokens, train=True)
+        sparse = ", ".join(str(layer) for layer in sparse_layers(cfg.model, cfg.moe, layers))
+        text = (
+            f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
+        )
+        facts += [(f"{name} experts", f"in layers {sparse} of {layers}"), (f"{name} routing", text)]
+    return facts
+
+
+def _group(cfg: RunConfig) -> int:
+    group = cfg.moe.group_sequences
+    assert group is not None, "describe wants a resolved configuration"
+    return group
+
+
+def _warnings(cfg: RunConfig) -> list[str]:
+    """Where the minimum capacity makes experts compute far more rows than tokens."""
+    if cfg.model.moe == "dense":
+        return []
+    lines = []
+    for name, length, _ in _stacks(cfg):
+        slots = slots_per_token(cfg.moe, _group(cfg) * length, train=True)
+        if slots > 2 * cfg.moe.capacity_factor:
+            lines.append(
+                f"# Warning: {name} experts compute {slots:.1f} rows per token, because every expert has at least "
+                f"{expert_capacity(cfg.moe, _group(cfg) * length, train=True)} slots; larger groups cost less: try "
+                f"moe.group_sequences={_group(cfg) * 2} or more."
+            )
+    return lines
