@@ -1,0 +1,156 @@
+"""Writes, and on request submits, the Slurm batch script of a run: one task per node, each starting its node's ranks.
+
+The script holds the run's settings and nothing of the environment: variables, a Weights & Biases key among them,
+reach the job as `sbatch` passes them on and are written nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from time import strftime
+
+from conf.errors import SetupError
+from conf.redact import redact_text
+from conf.schema import LaunchConfig, RunConfig
+from launch.torchrun import STALE, TRAINER, Rendezvous, module_search_path, torchrun_arguments
+
+TEMPLATE = Path(__file__).with_name("sbatch.sh")
+NOTICE_SECONDS = 180  # before the time limit, for the ranks to save and end
+# Known only to the job; the shell expands them.
+MEETING = Rendezvous(endpoint="$head:$port", run_id="$SLURM_JOB_ID-$start")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`pointsman slurm [--write FILE | --submit] OVERRIDES`."""
+    from conf.compose import compose
+
+    parser = argparse.ArgumentParser(prog="pointsman slurm", add_help=False)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--write", metavar="FILE", type=Path)
+    choice.add_argument("--submit", action="store_true")
+    options, overrides = parser.parse_known_args(list(argv))
+    named, overrides = with_name(overrides, compose(overrides))
+    script = batch_script(named, overrides)
+    if options.submit:
+        return submit(script, folder=run_folder(named))
+    if options.write is not None:
+        options.write.write_text(script)
+        run_folder(named).mkdir(parents=True, exist_ok=True)
+        print(f"{options.write} written; submit it here with: sbatch {options.write}")
+        return 0
+    print(script, end="")
+    return 0
+
+
+def with_name(overrides: Sequence[str], cfg: RunConfig) -> tuple[RunConfig, list[str]]:
+    """Configuration and overrides with a name for the run, without which a requeued job would begin another run."""
+    from conf.compose import compose
+
+    if cfg.name is not None:
+        return cfg, list(overrides)
+    named = [*overrides, f"name={cfg.model.preset}-{strftime('%Y%m%d-%H%M%S')}"]
+    return compose(named), named
+
+
+def run_folder(cfg: RunConfig) -> Path:
+    """Where the job's output goes, absolute: Slurm reads it in another working directory."""
+    assert cfg.name is not None
+    return (Path(cfg.runs_dir) / cfg.name).resolve()
+
+
+class ScriptTemplate(Template):
+    """`@name` is filled in; the shell's own `$` stays as it is."""
+
+    delimiter = "@"
+
+
+def batch_script(cfg: RunConfig, overrides: Sequence[str], *, module: str = TRAINER) -> str:
+    """The script for `sbatch`. `overrides` are what the ranks compose again; `cfg` is what they come to."""
+    launch, folder = cfg.launch, run_folder(cfg)
+    container = launch.slurm_container
+    log_dir = f"{folder}/ranks-$SLURM_JOB_ID"
+    arguments = torchrun_arguments(launch, overrides, rendezvous=MEETING, log_dir=log_dir, module=module)
+    exports = []
+    if container is None and (search := module_search_path("")):
+        exports.append(f"export PYTHONPATH={shlex.quote(search)}")
+    if launch.max_restarts:
+        exports.append("export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    text = ScriptTemplate(TEMPLATE.read_text()).substitute(
+        directives="\n".join(directives(cfg, folder)),
+        stale=" ".join(STALE),
+        threads=launch.threads_per_rank or max(1, cpus_per_task(launch) // launch.nproc),
+        notice=NOTICE_SECONDS,
+        grace=NOTICE_SECONDS - 60,
+        exports="\n".join(exports),
+        nodes=launch.nodes,
+        cpus=cpus_per_task(launch),
+        container=container_options(container, folder),
+        python="python" if container else shlex.quote(sys.executable),
+        arguments=" \\\n    ".join(_shell_word(word) for word in arguments),
+    )
+    return redact_text(text)
+
+
+def cpus_per_task(launch: LaunchConfig) -> int:
+    """Cores for the one task of a node: as configured, else one for each of its ranks."""
+    return launch.slurm_cpus_per_task or launch.nproc
+
+
+def directives(cfg: RunConfig, folder: Path) -> list[str]:
+    """The `#SBATCH` lines."""
+    launch = cfg.launch
+    wanted = {
+        "job-name": f"pointsman-{cfg.name}",
+        "nodes": launch.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cpus_per_task(launch),
+        "gpus-per-node": launch.slurm_gpus_per_node,
+        "partition": launch.slurm_partition,
+        "account": launch.slurm_account,
+        "time": launch.slurm_time,
+        "output": f"{folder}/slurm-%j.out",
+        "open-mode": "append",  # a requeued job goes on in the same file
+        "signal": f"B:USR1@{NOTICE_SECONDS}",  # B: to the script, which passes it on and puts the job back
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items() if value is not None]
+    return [*lines, "#SBATCH --requeue"]
+
+
+def container_options(image: str | None, folder: Path) -> str:
+    """Options of `srun` for a container (pyxis and enroot): the working directory and the run's folder, as outside."""
+    if image is None:
+        return ""
+    mounts = f'"$PWD:$PWD,{folder}:{folder}"'
+    return f'--container-image={shlex.quote(image)} --container-mounts={mounts} --container-workdir="$PWD" '
+
+
+def submit(script: str, *, folder: Path) -> int:
+    """Hand the script to `sbatch` and keep a copy in the run's folder; return sbatch's exit code.
+
+    Raises:
+        SetupError: this machine has no `sbatch`.
+    """
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise SetupError(
+            "sbatch: not found on PATH; needs a machine with Slurm's commands, as a rule the login node; "
+            "try `pointsman slurm --write FILE` here and sbatch there"
+        )
+    folder.mkdir(parents=True, exist_ok=True)  # Slurm does not create the folder of --output
+    copy = folder / "train.sbatch"
+    copy.write_text(script)
+    return subprocess.run([sbatch, str(copy)], check=False).returncode
+
+
+def _shell_word(word: str) -> str:
+    """Quoted for the shell; of our own arguments only the variables of `MEETING` and the log folder stay alive."""
+    if word.startswith(("--rdzv-endpoint=", "--rdzv-id=", "--log-dir=")):
+        return f'"{word}"'
+    return shlex.quote(word)
