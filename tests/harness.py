@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests import harness_child
 PRELOAD = ["pytest", "torch", "torch.distributed", "tests.harness_child", "megatron.core.parallel_state",
            "megatron.core.tensor_parallel", "deepspeed",
            "deepspeed.runtime.zero.muon.muon_optimizer"]  # fmt: skip  # ZeRO imports it, and with it torch._dynamo
+SERVER_START_S = 300  # some 8 s of work, on cores that may be busy
 SIGNAL_GRACE_S = 0.3  # for faulthandler to write the stacks of a hung rank
 
 
@@ -79,7 +81,7 @@ def run_ranks_raw(
     backend: str | None = "gloo",
 ) -> list[RankResult]:
     """As `run_ranks`, but failures, signals and hangs are reported, not raised: for tests of faults."""
-    context = start_server()
+    context = _ready_server()
     call = pickle.dumps((fn, args))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = []
@@ -107,6 +109,17 @@ def start_server() -> Any:
         del os.environ["PYTHONWARNINGS"]
         if shown is not None:
             os.environ["PYTHONWARNINGS"] = shown
+    return context
+
+
+@cache
+def _ready_server() -> Any:
+    """As `start_server`, and wait for its imports, which must not count against the deadline of a test."""
+    context = start_server()
+    probe = context.Process(target=os.getpid, daemon=True)
+    probe.start()
+    probe.join(SERVER_START_S)
+    assert probe.exitcode == 0, f"the fork server was not ready after {SERVER_START_S} s (exit code {probe.exitcode})"
     return context
 
 
