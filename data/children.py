@@ -1,4 +1,4 @@
-"""Light background processes: a fresh Python that imports only what it is told, answers over a pipe, and never outlives us.
+"""Light background processes: a fresh Python that imports only what it needs and never outlives its parent.
 
 `multiprocessing` would import the parent's `__main__` (and with it torch) in every child; a plain interpreter with a
 pipe does not. A child leaves when its pipe breaks or its parent changes. Errors travel as text with their traceback.
@@ -17,16 +17,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import GeneratorType
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 from conf.errors import DataError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _COMMAND = "import sys; sys.path.insert(0, sys.argv[1]); from data.children import serve; serve(int(sys.argv[2]))"
 _PARENT_CHECK_S = 0.5
-_CLOSE_S = 5.0
+_EXIT_S = 5.0
+# Terminals and schedulers send these to every process of a job; the parent decides what they mean.
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 Kind = Literal["item", "end", "error"]
 
 
@@ -70,19 +73,12 @@ class Child:
     def close(self) -> None:
         """End the process; safe to call twice."""
         process = self._process
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        process.kill()  # files are written atomically, so nothing is lost
+        process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with suppress(OSError):  # what was still buffered for a dead process
                     pipe.close()
-                except OSError:
-                    pass  # what was still buffered for a dead process
 
     def _send(self, message: Any) -> None:
         assert self._process.stdin is not None
@@ -100,7 +96,7 @@ class Child:
 
     def _died(self, when: str) -> DataError:
         try:
-            code = self._process.wait(_CLOSE_S)
+            code = self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             code = "unknown"
         return DataError(
@@ -111,7 +107,8 @@ class Child:
 
 def serve(parent: int) -> None:
     """Main loop of a child: read (function, args), write items, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent closes us
+    for name in _PARENTS_SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a stray print must not land between messages
@@ -123,7 +120,7 @@ def serve(parent: int) -> None:
         os._exit(0)
 
 
-def _answer(answers: BinaryIO, function: str, args: tuple[Any, ...]) -> None:
+def _answer(answers: IO[bytes], function: str, args: tuple[Any, ...]) -> None:
     try:
         module, _, name = function.partition(":")
         result = getattr(importlib.import_module(module), name)(*args)
@@ -146,14 +143,14 @@ def _leave_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _write(pipe: BinaryIO, message: Any) -> None:
+def _write(pipe: IO[bytes], message: Any) -> None:
     content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     pipe.write(struct.pack("<Q", len(content)))
     pipe.write(content)
     pipe.flush()
 
 
-def _read(pipe: BinaryIO) -> Any:
+def _read(pipe: IO[bytes]) -> Any:
     header = pipe.read(8)
     if len(header) < 8:
         raise EOFError

@@ -16,8 +16,9 @@ from data.batch import IntArray, token_masks
 from data.prepare import prepare_finite
 from data.shards import SPLITS, TOKENIZER_NAME, ShardIndex, ShardReader, Split, check_shard, read_index
 from data.spans import span_counts
-from data.stream import lane_windows, stream_fingerprint, validation_windows
+from data.stream import lane_windows, stream_fingerprint
 from data.stream_tokenizer import stream_tokenizer
+from data.stream_validation import stream_validation
 from data.tokenizer import Tokenizer
 from data.windows import IndexedWindows, Windows
 
@@ -74,9 +75,7 @@ class Corpus:
     @cached_property
     def validation_stream(self) -> Windows:
         """The held-out windows of a streamed source that evaluations use: as many as they ask for."""
-        wanted = self.cfg.train.eval_batches * self.cfg.train.global_batch
-        raw = span_lengths(self.cfg.data).raw
-        return validation_windows(self.cfg.data, self.tokenizer, raw=raw, wanted=wanted)
+        return stream_validation(self.cfg, self.tokenizer)
 
     def unigram_nats(self, targets: IntArray) -> float:
         """Mean cross-entropy in nats of the text tokens of `targets` under the training split's token frequencies.
@@ -186,6 +185,6 @@ def _check_sizes(corpus: Corpus) -> None:
         if corpus.windows(split) == 0 and not (corpus.streams and cfg.train.eval_batches == 0):
             raise DataError(
                 f"the {split} split of data={cfg.data.source} has no window of at least two tokens "
-                f"(data.validation_fraction={cfg.data.validation_fraction}); give more text, set data.validation_files, or "
-                "change the fraction"
+                f"(data.validation_fraction={cfg.data.validation_fraction}); give more text, set "
+                "data.validation_files, or change the fraction"
             )

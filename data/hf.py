@@ -48,8 +48,8 @@ def builder_of(path: Path) -> str:
     builder = _BUILDERS.get(suffix[0])
     if builder is None or (zipped and builder not in _GZIP_BUILDERS):
         raise DataError(
-            f"{path}: do not know how to read {path.name!r}; known are {', '.join(_BUILDERS)}, and .gz of text and JSON; "
-            "rename or convert it, or narrow the glob in data.files"
+            f"{path}: do not know how to read {path.name!r}; known are {', '.join(_BUILDERS)}, and .gz of text and "
+            "JSON; rename or convert it, or narrow the glob in data.files"
         )
     return builder
 
@@ -79,7 +79,8 @@ def stream_hub(path: str, name: str | None, *, split: str, revision: str | None,
     except Exception as error:
         raise DataError(
             f"data.hub_path={path} data.hub_name={name} split {split}, revision {revision}: cannot be opened "
-            f"({type(error).__name__}: {error}); check the names and the network, or read local files with data.hub_files"
+            f"({type(error).__name__}: {error}); check the names and the network, or read local files with "
+            "data.hub_files"
         ) from error
 
 

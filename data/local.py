@@ -40,14 +40,15 @@ def local_documents(paths: Sequence[Path], *, field: str, cache_dir: Path) -> It
 
 
 def _texts(paths: Sequence[Path], cache_dir: Path) -> Iterator[str]:
-    number = -1
+    finished = 0
     try:
-        for number, row in enumerate(stream_files("text", paths, cache_dir)):
+        for row in stream_files("text", paths, cache_dir):
             yield from split_text(row["text"])
+            finished += 1
     except DataError:
         raise
     except Exception as error:
-        path = paths[min(number + 1, len(paths) - 1)]
+        path = paths[min(finished, len(paths) - 1)]
         raise DataError(
             f"{path}: cannot be read as UTF-8 text ({type(error).__name__}: {error}); convert it (for example "
             "`iconv -t utf-8`), split files above 1 GB, or leave it out of data.files"

@@ -38,6 +38,7 @@ from data.shards import (
 )
 from data.sources import FiniteSource, cache_folder, finite_source
 from data.stream_tokenizer import stream_tokenizer
+from data.stream_validation import stream_validation
 from data.tokenizer import Tokenizer
 
 _MIN_SHARD_BYTES = 2 << 20
@@ -62,7 +63,7 @@ class Prepared(NamedTuple):
 
 
 def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> None:
-    """Make everything training needs before ranks start: tokenizer and shards in the cache (hub: the tokenizer only).
+    """Make what training needs before ranks start: tokenizer and shards in the cache (hub: tokenizer, validation).
 
     Does nothing when it is all there. Safe in several processes and jobs at once.
 
@@ -70,7 +71,8 @@ def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> N
         DataError: the text cannot be read or tokenised; the text names the file and a fix.
     """
     if cfg.data.source == "hub":
-        stream_tokenizer(cfg.data, progress=progress)
+        tokenizer = stream_tokenizer(cfg.data, progress=progress)
+        stream_validation(cfg, tokenizer, progress=progress)
     elif cfg.data.source != "shards":
         prepare_finite(cfg.data, out=None, progress=progress)
 
@@ -86,6 +88,8 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = l
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
         if not _is_complete(folder, scan, tokenizer):
+            for leftover in folder.glob(".*.tmp"):  # of a killed run
+                leftover.unlink(missing_ok=True)
             _write_shards(folder, source, scan, tokenizer, data.prepare_workers, progress)
     return Prepared(folder, tokenizer)
 
@@ -205,7 +209,7 @@ def main(argv: list[str]) -> int:
         show = _progress_line(sys.stderr.isatty())
         if cfg.data.source not in ("stdlib", "text"):
             prepare_data(cfg, progress=show)
-            print(f"data.source={cfg.data.source} is read as it is; the tokenizer is ready")
+            print(f"data.source={cfg.data.source} is read as it is; the tokenizer and the validation text are ready")
             return 0
         prepared = prepare_finite(cfg.data, out=out, progress=show)
     except PointsmanError as error:

@@ -79,7 +79,8 @@ def rank_lanes(cfg: RunConfig, dp_rank: int, dp_size: int) -> list[int]:
         raise ConfigError(
             "data.stream_lanes",
             got=lanes,
-            needs=f"a multiple of the {dp_size} data-parallel ranks that divides train.global_batch={cfg.train.global_batch}",
+            needs=f"a multiple of the {dp_size} data-parallel ranks that divides "
+            f"train.global_batch={cfg.train.global_batch}",
             hint=f"data.stream_lanes={dp_size}",
         )
     return list(range(dp_rank * lanes // dp_size, (dp_rank + 1) * lanes // dp_size))

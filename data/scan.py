@@ -45,8 +45,8 @@ def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -
         scan = _scan(source)
         if scan.train_documents == 0:
             raise DataError(
-                f"data={source.name}: no training document ({scan.validation_documents} in validation); give more text in "
-                f"data.files, or lower data.validation_fraction={data.validation_fraction}"
+                f"data={source.name}: no training document ({scan.validation_documents} in validation); give more text "
+                f"in data.files, or lower data.validation_fraction={data.validation_fraction}"
             )
         write_atomic(path, json.dumps(asdict(scan)).encode())
         return scan

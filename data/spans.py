@@ -9,6 +9,7 @@ Shape suffixes: B windows, R raw tokens of a window, S spans, L encoder length, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ def span_counts(raw: int, noise_density: float, mean_span_length: float) -> Span
     return SpanCounts(noise, min(lengths.targets - noise - 1, noise, raw - noise))
 
 
-def corrupt(windows: list[NDArray[np.integer]], keys: NDArray[np.int64], settings: SpanSettings) -> Corrupted:
+def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], settings: SpanSettings) -> Corrupted:
     """Corrupt windows of any lengths >= 1 (0: a row of padding); `keys` [B, 2] is (epoch, window) of each.
 
     The result for a window depends on its tokens, its key and the settings, never on its neighbours.

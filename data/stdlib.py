@@ -43,7 +43,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def stdlib_documents(root: Path) -> Iterator[str]:
-    """Documents of a few kB in a fixed order. Files that are not UTF-8 and documents that are mostly tables are left out."""
+    """Documents of a few kB in a fixed order, without files that are not UTF-8 and documents that are mostly tables."""
     for path in stdlib_files(root):
         content = path.read_bytes()
         try:

@@ -26,7 +26,7 @@ from data.sources import cache_folder, is_validation
 from data.tokenizer import Tokenizer
 from data.windows import MIN_WINDOW, Windows, cut
 
-_BATCH_DOCUMENTS = 32
+_BATCH_DOCUMENTS = 8
 _BLOCK_TAG = 0x626C6F636B
 
 
@@ -157,7 +157,7 @@ def _texts(stream: Any, data: DataConfig) -> Iterator[str]:
     try:
         for number, row in enumerate(stream):
             yield text_of_row(row, data.text_field, f"{_name(data)}: record {number + 1}")
-    except (DataError, GeneratorExit):
+    except DataError:
         raise
     except Exception as error:
         for path in _local_files(data):

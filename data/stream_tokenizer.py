@@ -19,9 +19,7 @@ def stream_tokenizer(data: DataConfig, *, progress: Progress = lambda text: None
     path = tokenizer_path(stream_fingerprint(data), data)
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
-            progress(
-                f"training a tokenizer of {data.tokenizer_vocab} pieces on the stream's first {data.tokenizer_lines} lines"
-            )
+            progress(f"training a tokenizer of {data.tokenizer_vocab} pieces on {data.tokenizer_lines} streamed lines")
             lines = text_lines(stream_texts(data))
             first = (line for _, line in zip(range(data.tokenizer_lines), lines, strict=False))
             write_atomic(path, train_tokenizer(first, pieces=data.tokenizer_vocab))

@@ -108,7 +108,7 @@ def _load(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
     got = (processor.pad_id(), processor.eos_id(), processor.unk_id())
     if got != (PAD_ID, EOS_ID, UNK_ID):
         raise DataError(
-            f"{origin}: pad, eos, unk have ids {got}; needs {(PAD_ID, EOS_ID, UNK_ID)} as in T5's spiece.model; train it "
-            "with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1"
+            f"{origin}: pad, eos, unk have ids {got}; needs {(PAD_ID, EOS_ID, UNK_ID)} as in T5's spiece.model; train "
+            "it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1"
         )
     return processor

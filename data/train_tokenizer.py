@@ -42,9 +42,9 @@ def sample_lines(lines: Iterable[str], *, total: int, wanted: int) -> Iterator[s
 def train_tokenizer(lines: Iterable[str], *, pieces: int) -> bytes:
     """The .model file of a unigram model with exactly `pieces` pieces, T5's special ids among them.
 
-    Nothing is normalised and no space is added or removed, because indentation and line breaks carry meaning in source
-    code: newline and tab are pieces of their own, runs of spaces are learned, so that decode(encode(x)) == x wherever no
-    unknown character occurs.
+    Nothing is normalised and no space is added or removed, because indentation and line breaks carry meaning in
+    source code: newline and tab are pieces of their own, runs of spaces are learned, so that decode(encode(x)) == x
+    wherever no unknown character occurs.
     """
     model = io.BytesIO()
     try:
