@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.derive import expert_capacity
@@ -57,6 +58,12 @@ class MoeLayer(nn.Module):
         Noise is drawn in mode "train" only. Raises `ConfigError` when the batch does not hold whole groups.
         """
         B, L, D = x_BLD.shape
+        if mode == "no_drop" and B % self.exchange.group_shards:
+            # Tensor ranks share out single sequences here: fill up with padding, of which nothing remains.
+            extra = -B % self.exchange.group_shards
+            x_BLD, real_BL = F.pad(x_BLD, (0, 0, 0, 0, 0, extra)), F.pad(real_BL, (0, 0, 0, extra))
+            y_BLD, routing = self(x_BLD, real_BL, mode=mode, noise=noise)
+            return y_BLD[:B], routing
         sequences = self._group_sequences(B, mode)
         x_GSD = self.exchange.enter(x_BLD.reshape(B // sequences, sequences * L, D))
         real_GS = self.exchange.enter(real_BL.reshape(B // sequences, sequences * L))
@@ -96,7 +103,10 @@ class MoeLayer(nn.Module):
     ) -> Routing:
         """Routing of this rank's groups with the capacity and the jitter of `mode`."""
         G, S, D = x_GSD.shape
-        capacity = S if mode == "no_drop" else expert_capacity(self.moe, S, train=mode == "train")
+        if mode == "no_drop":
+            capacity = S + self.semantics.first_slot
+        else:
+            capacity = expert_capacity(self.moe, S, train=mode == "train")
         jitter = None
         if noise is not None and self.moe.jitter > 0:
             width = noise_width(self.semantics, D, self.moe.num_experts)

@@ -12,7 +12,7 @@ from parallel.dispatch import build_exchange
 from parallel.groups import init_groups
 from parallel.layout import Shard, shard_of
 from tests.harness import run_ranks
-from tests.model.moe.build import BATCH, Outcome, Variant, build_layer, parallel_config, run_layer
+from tests.model.moe.build import BATCH, Outcome, Variant, batch, build_layer, parallel_config, run_layer
 
 VARIANTS = (
     Variant(),
@@ -39,6 +39,21 @@ def layers_on_rank(rank: int, world: int, tp: int, ep: int, etp: int) -> list[tu
         places = {name: shard_of(p, groups) for name, p in layer.named_parameters()}
         results.append(((groups.dp.rank, groups.tp.rank, places), run_layer(layer, v, rows)))
     return results
+
+
+def no_drop_on_rank(rank: int, world: int) -> torch.Tensor:
+    groups = init_groups(parallel_config(2, 2, 1))
+    layer = build_layer(Variant(group_sequences=4), exchange=build_exchange(groups), groups=groups)
+    x, real, _ = batch(Variant())
+    with torch.no_grad():
+        return layer(x[:3], real[:3], mode="no_drop", noise=None)[0]
+
+
+def test_no_drop_takes_any_batch_although_tensor_ranks_share_the_sequences():
+    x, real, _ = batch(Variant())
+    want, _ = build_layer(Variant())(x[:3], real[:3], mode="no_drop", noise=None)
+    for y in run_ranks(no_drop_on_rank, 2):
+        close(y, want.detach(), "y")
 
 
 def close(ours: torch.Tensor, want: torch.Tensor, what: str) -> None:
