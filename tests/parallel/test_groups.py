@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from conf.errors import ConfigError, SetupError
 from conf.schema import ParallelConfig
+from parallel.collectives import all_reduce
 from parallel.groups import destroy_groups, init_groups
 from parallel.topology import AXIS_NAMES, make_topology
 from tests.harness import run_ranks
@@ -56,9 +59,7 @@ def sums_on_gloo(rank: int, world: int) -> dict[str, float]:
     for name in ("tp", "dp", "ep", "etp", "edp", "world", "control"):
         axis = getattr(groups, name)
         x = torch.tensor([2.0**rank])
-        if axis.group is not None:
-            torch.distributed.all_reduce(x, group=axis.group)
-        assert x.item() == sum(2.0**r for r in axis.ranks)
+        assert all_reduce(x, axis).item() == sum(2.0**r for r in axis.ranks)
         sums[name] = x.item()
     destroy_groups()
     assert not torch.distributed.is_initialized()
@@ -69,6 +70,15 @@ def build_twice(rank: int, world: int) -> tuple[int, int]:
     first = init_groups(parallel_config(tp=2))
     second = init_groups(parallel_config(ep=2))
     return first.tp.size, second.tp.size
+
+
+def from_the_environment(rank: int, world: int, port: int) -> tuple[int, float]:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # RANK and WORLD_SIZE: the harness sets them
+    groups = init_groups(parallel_config(ep=2))
+    total = all_reduce(torch.tensor([float(rank + 1)]), groups.ep).item()
+    assert groups.control.group is not groups.world.group
+    destroy_groups()
+    return groups.ep.rank, total
 
 
 def misuse(rank: int, world: int) -> str:
@@ -95,6 +105,13 @@ def test_every_group_moves_data_on_gloo():
     assert [v["tp"] for v in values] == [3, 3, 12, 12]
     assert [v["dp"] for v in values] == [5, 10, 5, 10]
     assert [v["world"] for v in values] == [15] * 4
+
+
+def test_the_default_group_comes_from_the_launchers_environment():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert run_ranks(from_the_environment, 2, port, backend=None) == [(0, 3.0), (1, 3.0)]
 
 
 def test_a_second_layout_replaces_the_first():
