@@ -19,8 +19,8 @@ echo "job $SLURM_JOB_ID, start $((start + 1)), on $SLURM_JOB_NODELIST, meeting a
 # @notice seconds before the time limit Slurm sends USR1. The ranks are told to save and end, and the job goes back into
 # the queue; its next start continues at the last checkpoint.
 requeue=no
-trap 'requeue=yes; kill -TERM "$step"' USR1
-trap 'kill -TERM "$step"' TERM INT
+trap 'requeue=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # to the step; srun itself would kill it at once
+trap : TERM INT # of scancel, which tells the step as well
 
 srun --nodes=@nodes --ntasks=@nodes --ntasks-per-node=1 --cpus-per-task=@cpus --kill-on-bad-exit=1 @container\
     @python -m launch.agent \
