@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class SaveJob:
     root: Path
     step: int
     pieces: Mapping[str, Piece]
-    state: Mapping[str, Any]  # content of state.json; that of rank 0 counts
+    state: bytes  # content of state.json; that of rank 0 counts
     staging_error: str | None  # why this rank has no pieces; fails the save on every rank
     axis: Axis  # all ranks, on a group that nothing else uses
 
@@ -70,7 +69,7 @@ def _describe(folder: Path, written: dict[str, list[list[Any]]]) -> dict[str, An
 
 def _finish(folder: Path, job: SaveJob, described: list[dict[str, Any]]) -> None:
     """Rank 0: state.json, then the manifest, then the directory's entries."""
-    files.write_durably(folder / STATE_FILE, json.dumps(dict(job.state), indent=1).encode())
+    files.write_durably(folder / STATE_FILE, job.state)
     listed = {name: FileEntry(size=size, sha256=sha) for d in described for name, (size, sha) in d["files"].items()}
     listed[STATE_FILE] = files.describe_file(folder / STATE_FILE)
     tensors = tensor_entries([d["written"] for d in described])

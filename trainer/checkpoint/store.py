@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 import time
@@ -78,25 +79,26 @@ class CheckpointStore:
     def latest_valid(self) -> Path | None:
         """Collective. The newest checkpoint whose every byte is as written; None if there is none at all.
 
-        Rank 0 verifies and decides; every rank checks that it sees the same directory. Warns about each broken one
-        that is passed over. Raises CheckpointError on every rank if all are broken, listing each and why.
+        Rank 0 lists and decides; every rank checks that it sees the same directory and reads its share of the files.
+        Warns about each broken one that is passed over. Raises CheckpointError on every rank if all are broken,
+        listing each and why.
         """
         control = self._groups.control
-        choice: dict[str, Any] = self._choose() if control.rank == 0 else {}
-        choice = collectives.broadcast_object(choice, control)
-        for line in choice["broken"] if control.rank == 0 else ():
-            logger.warning("CHECKPOINT PASSED OVER: %s", line)
-        if choice["name"] is None:
-            if choice["broken"]:
-                listed = "\n  ".join(choice["broken"])
-                raise CheckpointError(
-                    f"no checkpoint in {self.root} is whole:\n  {listed}\nRestore one of them from a copy, or start "
-                    "again under another name; training does not start from scratch over them"
-                )
-            return None
-        path = self.root / choice["name"]
-        self._check_visible(path, choice["digest"])
-        return path
+        broken = []
+        for name in collectives.broadcast_object([path.name for path in self.list()], control):
+            problems = self._problems(self.root / name)
+            if not problems:
+                return self.root / name
+            broken.append(f"{name}: {'; '.join(problems)}")
+            if control.rank == 0:
+                logger.warning("CHECKPOINT PASSED OVER: %s", broken[-1])
+        if broken:
+            listed = "\n  ".join(broken)
+            raise CheckpointError(
+                f"no checkpoint in {self.root} is whole:\n  {listed}\nRestore one of them from a copy, or start "
+                "again under another name; training does not start from scratch over them"
+            )
+        return None
 
     def require_empty(self) -> None:
         """Raise ConfigError if there are checkpoints: a fresh start here would mix two runs."""
@@ -112,27 +114,18 @@ class CheckpointStore:
             f"train.resume=required, but {self.root} holds no checkpoint; try train.resume=auto, or another name="
         )
 
-    def _choose(self) -> dict[str, Any]:
-        broken = []
-        for path in self.list():
-            problems = verify(path)
-            if not problems:
-                return {"name": path.name, "digest": _manifest_digest(path), "broken": broken}
-            broken.append(f"{path.name}: {'; '.join(problems)}")
-        return {"name": None, "digest": None, "broken": broken}
-
-    def _check_visible(self, path: Path, digest: str) -> None:
+    def _problems(self, path: Path) -> list[str]:
+        """Collective: what is wrong with a checkpoint, found by all ranks together."""
         control = self._groups.control
-        try:
-            seen = _manifest_digest(path)
-        except OSError as error:
-            seen = f"unreadable: {error.strerror}"
-        wrong = [rank for rank, other in enumerate(collectives.gather_objects(seen, control)) if other != digest]
-        if wrong:
+        digests = collectives.gather_objects(_manifest_digest(path), control)
+        unlike = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if unlike:
             raise CheckpointError(
-                f"{path}: rank 0 chose it, but ranks {wrong} do not see the same directory; "
+                f"{path}: rank 0 lists it, but ranks {unlike} do not see the same directory; "
                 "checkpoints must be on a file system that all nodes share"
             )
+        found = collectives.gather_objects(verify(path, share=control.rank, shares=control.size), control)
+        return list(dict.fromkeys(problem for problems in found for problem in problems))
 
     # ------------------------------------------------------------------------------------------------------ writing
 
@@ -151,13 +144,14 @@ class CheckpointStore:
             assert self._newest is not None
             raise CheckpointError(f"{self.failed_in_a_row} saves in a row have failed; the last: {self._newest.error}")
         pieces: dict[str, Piece] = {}
-        staging_error = None
+        encoded, staging_error = b"", None
         try:
             pieces = stage(tensors, shards)
-        except CheckpointError as error:
+            encoded = json.dumps(dict(state), indent=1).encode()
+        except (CheckpointError, TypeError, ValueError) as error:
             staging_error = str(error)
         job = SaveJob(
-            root=self.root, step=step, pieces=pieces, state=state, staging_error=staging_error, axis=self._axis
+            root=self.root, step=step, pieces=pieces, state=encoded, staging_error=staging_error, axis=self._axis
         )
         self._thread = threading.Thread(target=self._work, args=(job,), name=f"checkpoint-{step}", daemon=True)
         self._thread.start()
@@ -240,7 +234,11 @@ class CheckpointStore:
 
 
 def _manifest_digest(path: Path) -> str:
-    return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        # That of a checkpoint cut short, when its directory is there; it is then broken, and for all ranks alike.
+        return "no manifest" if path.is_dir() else "no directory"
 
 
 def _described(error: BaseException) -> str:

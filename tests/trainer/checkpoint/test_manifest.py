@@ -30,11 +30,10 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     raw = MANIFEST.encode()
     for i in range(len(raw)):
-        for flip in (0x01, 0x20):
-            changed = raw[:i] + bytes([raw[i] ^ flip]) + raw[i + 1 :]
-            (tmp_path / "manifest.json").write_bytes(changed)
-            with pytest.raises(CheckpointError, match=r"manifest\.json"):
-                load_manifest(tmp_path)
+        changed = raw[:i] + bytes([raw[i] ^ (0x01 if i % 2 else 0x20)]) + raw[i + 1 :]
+        (tmp_path / "manifest.json").write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"manifest\.json"):
+            load_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 100])

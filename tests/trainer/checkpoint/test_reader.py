@@ -55,7 +55,7 @@ def test_any_layout_reads_exactly_what_another_wrote(saved: Path) -> None:
 
 
 def test_every_layout_writes_what_one_process_reads(tmp_path: Path) -> None:
-    for i, layout in enumerate(LAYOUTS):
+    for i, layout in enumerate([(1, 1, None), (4, 1, None), (2, 4, 1)]):
         root = tmp_path / str(i)
         run_ranks(_save, 4, root, layout)
         assert _read_all(0, 1, root / "step_00000003", [(1, 1, None)]) == len(toy.LOGICAL) * len(toy.KINDS)

@@ -16,7 +16,7 @@ from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.verify import verify
 
-LAYOUT = (2, 2, None)
+LAYOUT = (1, 2, None)  # of the two-rank tests
 
 
 def reading(root: Path) -> CheckpointStore:
@@ -57,10 +57,10 @@ def _resume(rank: int, world: int, root: Path) -> tuple[str, bool]:
     [("mid_save", 1, 1), ("mid_save", 0, 1), ("before_commit", 0, 1), ("after_commit", 0, 2), ("after_commit", 1, 2)],
 )
 def test_kill(tmp_path: Path, point: str, bad_rank: int, chosen: int) -> None:
-    results = run_ranks_raw(_save_with_fault, 4, tmp_path, bad_rank, point, "kill", timeout_s=5, deadline_s=20)
+    results = run_ranks_raw(_save_with_fault, 2, tmp_path, bad_rank, point, "kill", timeout_s=5, deadline_s=20)
     assert results[bad_rank].exit_code == -9
     assert not any(r.hung for r in results)
-    assert run_ranks(_resume, 4, tmp_path) == [(f"step_{chosen:08d}", True)] * 4
+    assert run_ranks(_resume, 2, tmp_path) == [(f"step_{chosen:08d}", True)] * 2
     assert not list(tmp_path.glob(".step_*")), "what the kill left behind is cleaned"
 
 
@@ -102,6 +102,19 @@ def test_damage_is_named_and_passed_over(
     assert victim.name in caplog.text
 
 
+def _fall_back(rank: int, world: int, root: Path) -> str:
+    path = CheckpointStore(root, toy.groups_for((1, 1, None)), lock=False).latest_valid()
+    assert path is not None
+    return path.name
+
+
+@pytest.mark.parametrize("pattern", ["*.safetensors", "state.json"])
+def test_ranks_share_the_reading_and_agree(tmp_path: Path, pattern: str) -> None:
+    toy.save_alone(tmp_path, 1, 2)
+    _flip(next((tmp_path / "step_00000002").glob(pattern)), "middle")
+    assert run_ranks(_fall_back, 2, tmp_path) == ["step_00000001"] * 2
+
+
 def test_all_damaged(tmp_path: Path) -> None:
     toy.save_alone(tmp_path, 1, 2)
     _flip(tmp_path / "step_00000001" / "state.json", "last")
@@ -114,7 +127,7 @@ def test_none_at_all(tmp_path: Path) -> None:
     store = reading(tmp_path)
     assert store.latest_valid() is None
     store.require_empty()
-    with pytest.raises(CheckpointError, match="train.resume=required"):
+    with pytest.raises(CheckpointError, match=r"train\.resume=required"):
         store.raise_missing()
 
 
@@ -181,7 +194,7 @@ def _full_disk(rank: int, world: int, root: Path) -> list:
 
 
 def test_a_full_disk_on_one_rank_fails_the_save_everywhere(tmp_path: Path) -> None:
-    assert run_ranks(_full_disk, 4, tmp_path) == [[(1, 1), (2, 2)]] * 4
+    assert run_ranks(_full_disk, 2, tmp_path) == [[(1, 1), (2, 2)]] * 2
     assert names(tmp_path) == ["step_00000001"]
     assert verify(tmp_path / "step_00000001") == []
     assert not list(tmp_path.glob(".step_*"))
@@ -227,6 +240,14 @@ def _collide(rank: int, world: int, root: Path, how: str) -> str:
         store.wait()
     store.close()
     return str(error.value)
+
+
+def test_a_state_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, single_process())
+    store.save(1, [], {}, {"path": tmp_path})
+    with pytest.raises(CheckpointError, match="not JSON serializable"):
+        store.wait()
+    store.close()
 
 
 @pytest.mark.parametrize(

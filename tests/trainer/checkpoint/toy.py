@@ -25,8 +25,8 @@ LOGICAL = {
     "norm": ((4,), ("embed",)),
     "router": ((4, 8), ("embed", "router_experts")),
     "query": ((8, 4), ("heads", "embed")),
-    "wi": ((8, 4, 6), ("experts", "embed", "expert_ff")),
-    "wo": ((8, 6, 4), ("experts", "expert_ff", "embed")),
+    "wi": ((8, 4, 12), ("experts", "embed", "expert_ff")),
+    "wo": ((8, 12, 4), ("experts", "expert_ff", "embed")),
 }
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 ROWS = (0, 1)  # dims of `wi` that its factored moment keeps
