@@ -69,11 +69,10 @@ def draw(log_probs_BV: Tensor, uniform_B: Tensor, options: GenerateOptions) -> T
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     sorted_BV = sorted_BV.masked_fill(before_BV >= options.top_p, 0.0)
     cumulative_BV = sorted_BV.cumsum(-1)
+    # Below the total, because a uniform is at most 1 - 2**-53: the place is always that of a kept token.
     threshold_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
     place_B1 = (cumulative_BV <= threshold_B1).sum(-1, keepdim=True)
-    # Rounding may leave the threshold at the very end: the last token that was kept takes it.
-    kept_B1 = (sorted_BV > 0).sum(-1, keepdim=True)
-    return ids_BV.gather(1, place_B1.minimum(kept_B1 - 1))[:, 0]
+    return ids_BV.gather(1, place_B1)[:, 0]
 
 
 def lengths(tokens_BT: Tensor) -> Tensor:

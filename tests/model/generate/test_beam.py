@@ -86,3 +86,20 @@ def test_length_penalty_prefers_longer_sequences() -> None:
         options = GenerateOptions(mode="beam", max_length=10, beams=4, length_penalty=alpha)
         means.append(generate(module, prompt_BL, options=options).lengths_B.double().mean().item())
     assert means[0] < means[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_are_those_of_the_returned_tokens(kind: str) -> None:
+    """Fails if a beam goes on with the cache of another one."""
+    module = make_model(vocab_size=20, seed=2, tie_embeddings=False, moe=kind)
+    prompt_BL = make_batch(rows=4, vocab=20).encoder_BL
+    options = GenerateOptions(mode="beam", max_length=8, min_length=6, beams=4)
+    result = generate(module, prompt_BL, options=options)
+    for row, prompt_L in enumerate(prompt_BL):
+        tokens = result.tokens_BT[row, : int(result.lengths_B[row])].tolist()
+        assert len(tokens) > 6
+        for n, token in enumerate(tokens):
+            with torch.no_grad():
+                logits_V = logits_after(module, prompt_L[None], torch.tensor([[0, *tokens[:n]]]))[0]
+            expected = logits_V.log_softmax(0)[token].item()
+            assert result.log_probs_BT[row, n].item() == pytest.approx(expected, rel=1e-9)
