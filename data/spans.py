@@ -69,7 +69,7 @@ def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], set
         rows = np.flatnonzero(lengths == raw)
         if raw == 0:
             continue
-        tokens_BR = np.stack([windows[row] for row in rows]).astype(np.int64)
+        tokens_BR = np.stack([windows[row] for row in rows.tolist()]).astype(np.int64)
         mask_BR = noise_mask(int(raw), keys[rows], settings)
         inputs = _mark_spans(tokens_BR, mask_BR, settings.vocab_size)
         targets = _mark_spans(tokens_BR, ~mask_BR, settings.vocab_size)
