@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
@@ -75,7 +76,7 @@ def _prepare_process() -> None:
     os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device()) if on_gpu else "0")
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     import deepspeed.ops
     from deepspeed.utils import logger
 
@@ -97,12 +98,11 @@ def _zero_groups(found: list[OptimGroup], mesh: ParallelGroups) -> list[dict[str
     bf16 groups come first: DeepSpeed takes the dtype of the first group for that of all, and sums micro-batches in
     fp32 apart from `.grad` only where it is lower than fp32 (ADR 005).
     """
-    ordered = sorted(found, key=lambda g: g.dtype == torch.float32)
-    return [
-        {"params": list(g.params), "weight_decay": g.weight_decay}
-        | ({"moe": True, "name": expert_group_name(mesh)} if g.is_expert else {"name": f"dense{i}"})
-        for i, g in enumerate(ordered)
-    ]
+    groups: list[dict[str, object]] = []
+    for g in sorted(found, key=lambda g: g.dtype == torch.float32):
+        name = expert_group_name(mesh) if g.is_expert else f"dense{len(groups)}"
+        groups.append({"params": list(g.params), "weight_decay": g.weight_decay, "name": name, "moe": g.is_expert})
+    return groups
 
 
 def _initialize(

@@ -30,8 +30,9 @@ class ProcessGroups:
             return axis.group
         if self._alone is None:
             # Only members call: making one such group per rank must not cost a collective of the world each.
-            self._alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
-        assert self._alone is not None
+            alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+            assert isinstance(alone, dist.ProcessGroup)
+            self._alone = alone
         return self._alone
 
 

@@ -42,8 +42,8 @@ class MastersEngine(Driver):
     def gradients_finite(self) -> bool:
         """See `Engine`."""
         self._require_boundary()
-        largest = torch._foreach_norm(list(self._optimizer.gradient_sums().values()), ord=float("inf"))
-        return bool(torch.stack(largest).isfinite().all())
+        largest = nn.utils.get_total_norm(self._optimizer.gradient_sums().values(), norm_type=float("inf"))
+        return bool(largest.isfinite())
 
     def step(self, lr: float) -> StepResult:
         """See `Engine`. Raises NonFiniteError on every rank, with weights untouched, when the norm is not finite."""
@@ -96,4 +96,5 @@ class MastersEngine(Driver):
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """The master and the moments that exist; the step count, which is one for all, is apart."""
         moments = self._optimizer.inner.state.get(self._optimizer.master_of[parameter], {})
-        return {MASTER: self._optimizer.master_of[parameter]} | {k: v for k, v in moments.items() if k != STEP}
+        found: dict[str, Tensor] = {MASTER: self._optimizer.master_of[parameter]}
+        return found | {kind: value for kind, value in moments.items() if kind != STEP}

@@ -40,8 +40,7 @@ class ZeroEngine(Driver):
         """See `Engine`. Looks at the partition of the reduced gradients that this rank holds."""
         self._require_boundary()
         pieces = [piece for group in self._partitions() for piece in group if piece.numel() > 0]
-        largest = torch._foreach_norm(pieces, ord=float("inf"))
-        return bool(torch.stack(largest).isfinite().all())
+        return bool(nn.utils.get_total_norm(pieces, norm_type=float("inf")).isfinite())
 
     def step(self, lr: float) -> StepResult:
         """See `Engine`."""

@@ -14,8 +14,6 @@ from parallel.layout import spec_of, tag
 from parallel.optim import OptimGroup, is_counted
 from parallel.types import ParallelGroups
 
-CLIP_EPSILON = 1e-6  # torch's clip_grad_norm_ and DeepSpeed add it to the norm
-
 
 class MasterOptimizer(Optimizer):
     """Wraps an optimizer over fp32 masters of the compute parameters.
@@ -76,12 +74,12 @@ class MasterOptimizer(Optimizer):
         device = next(iter(self.master_of)).device
         squares = torch.zeros(1, dtype=torch.float32, device=device)
         if counted:
-            squares += torch.stack(torch._foreach_norm(counted)).square().sum()
+            squares += nn.utils.get_total_norm(counted).square()
         collectives.all_reduce(squares, self.mesh.world)
         return squares.sqrt().squeeze(0)
 
     @torch.no_grad()
-    def step(self, closure: object = None) -> None:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Clip by the true norm, update masters, refresh compute weights, forget gradients.
 
         Raises NonFiniteError on every rank, with nothing changed but the gradients forgotten, when the norm is not
@@ -94,10 +92,10 @@ class MasterOptimizer(Optimizer):
         if not torch.isfinite(norm):
             self.zero_grad()
             raise NonFiniteError(f"gradient norm is {self.grad_norm}; no weight was changed")
-        if self.clip_norm > 0:
-            torch._foreach_mul_(list(grads.values()), torch.clamp(self.clip_norm / (norm + CLIP_EPSILON), max=1.0))
         for p, master in self.master_of.items():
             master.grad = grads[p]
+        if self.clip_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.master_of.values(), self.clip_norm, norm)
         self.inner.step()
         self.refresh()
         self.zero_grad()
