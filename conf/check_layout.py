@@ -97,23 +97,28 @@ def check_batch(cfg: RunConfig) -> Problems:
     """Equal micro-batches on every rank, each of whole routing groups."""
     yield from check_lanes(cfg)
     batch, parts = cfg.train.global_batch, data_parallel_size(cfg) * cfg.train.accumulation
+    whole = parts * _sharers(cfg) * (cfg.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
     if batch % parts:
         yield ConfigError(
             "train.global_batch",
             got=batch,
             needs=f"a multiple of data parallelism x accumulation = {parts}",
-            hint=f"train.global_batch={-(-batch // parts) * parts}",
+            hint=f"train.global_batch={-(-batch // whole) * whole}",
         )
     elif cfg.model.moe == "switch":
         yield from _check_groups(cfg)
 
 
+def _sharers(cfg: RunConfig) -> int:
+    """Tensor ranks that share the groups of a micro-batch: those of experts that tensor parallelism does not cut."""
+    return cfg.parallel.tp if expert_tensor_size(cfg) < cfg.parallel.tp else 1
+
+
 def _check_groups(cfg: RunConfig) -> Problems:
     micro_batch = micro_batch_size(cfg)
-    # experts that tensor parallelism does not cut are routed by each tensor rank for its share of the groups
-    sharers = cfg.parallel.tp if expert_tensor_size(cfg) < cfg.parallel.tp else 1
+    sharers = _sharers(cfg)
     if micro_batch % sharers:
-        parts = data_parallel_size(cfg) * cfg.train.accumulation * sharers
+        parts = data_parallel_size(cfg) * cfg.train.accumulation * sharers * (cfg.moe.group_sequences or 1)
         yield ConfigError(
             "train.global_batch",
             got=cfg.train.global_batch,

@@ -39,8 +39,9 @@ def human(number: float) -> str:
 def _model_facts(cfg: RunConfig) -> Facts:
     params: Params = count_params(cfg.model, cfg.moe)
     active = num_active_params(cfg.model, cfg.moe)
+    experts = f", {human(params.experts)} of them in experts" if params.experts else ""
     return [
-        ("parameters", f"{human(params.total)} ({params.total:,}), {human(params.experts)} of them in experts"),
+        ("parameters", f"{human(params.total)} ({params.total:,}){experts}"),
         ("active per token", f"{human(active)} ({active:,}): all but the experts a token is not sent to"),
         ("FLOPs per token", f"{human(flops_per_token(cfg))} forward and backward, matrix products only"),
         ("FLOPs per step", human(flops_per_sequence(cfg) * cfg.train.global_batch)),
@@ -93,7 +94,7 @@ def _routing_facts(cfg: RunConfig) -> Facts:
         text = (
             f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
         )
-        facts += [(f"{name} experts", f"in layers {sparse} of {layers}"), (f"{name} routing", text)]
+        facts += [(f"{name} experts", f"layers {sparse} (from 0) of {layers}"), (f"{name} routing", text)]
     return facts
 
 

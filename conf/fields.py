@@ -63,7 +63,7 @@ def unknown_key(path: str, got: object = "an unknown setting") -> ConfigError:
     known = list(leaf_types())
     same_name = [field for field in known if field.rpartition(".")[2] == name]
     siblings = [field for field in known if field.rpartition(".")[0] == section]
-    close = difflib.get_close_matches(path, siblings, n=1, cutoff=0.6) or same_name[:1]
+    close = same_name[:1] or difflib.get_close_matches(path, siblings, n=1, cutoff=0.6)
     close = close or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     if not close:
         by_name = {field.rpartition(".")[2]: field for field in reversed(known)}

@@ -23,6 +23,7 @@ from conf.fields import leaf_types, takes_text, unknown_key, without_none
 
 CONF_DIR = Path(__file__).resolve().parent
 _SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_PART = re.compile(r"""\s*('[^']*'(?=\s*(?:,|$))|"[^"]*"(?=\s*(?:,|$))|[^,]+)""")  # of a list; quotes keep commas
 
 
 class Overrides(NamedTuple):
@@ -89,7 +90,7 @@ def _preset(group: str, value: str) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    """Free text as Hydra's grammar wants it, so that blanks, commas, brackets and equal signs need no second quoting."""
+    """Free text as Hydra's grammar wants it, so that blanks and brackets need no second quoting."""
     kind = without_none(leaf_types()[key])[0]
     if value.startswith("[") and value.endswith("]") and kind is not str and _parses(key, value):
         return value
@@ -97,10 +98,11 @@ def _quoted(key: str, value: str) -> str:
         return value
     if kind is str:
         return _quote(value)
-    return "[" + ",".join(_quote(part.strip()) for part in value.split(",") if part.strip()) + "]"
+    return "[" + ",".join(_quote(part) for part in _PART.findall(value) if part.strip()) + "]"
 
 
 def _quote(text: str) -> str:
+    text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
     return QuotedString(text=text, quote=Quote.single).with_quotes()

@@ -117,15 +117,14 @@ def check_moe(moe: MoeConfig) -> Problems:
 
 def check_sparse(cfg: RunConfig) -> Problems:
     """A switch model has expert layers in both stacks."""
-    for stack in ("encoder", "decoder"):
-        layers = getattr(cfg.model, f"num_{stack}_layers")
-        if cfg.model.moe == "switch" and not sparse_layers(cfg.model, cfg.moe, layers):
-            yield ConfigError(
-                "moe.sparse_every",
-                got=cfg.moe.sparse_every,
-                needs=f"at most {layers}, the number of {stack} layers: no layer would hold experts",
-                hint=f"moe.sparse_every={layers}, or model.moe=dense",
-            )
+    layers = min(cfg.model.num_encoder_layers, cfg.model.num_decoder_layers)
+    if cfg.model.moe == "switch" and not sparse_layers(cfg.model, cfg.moe, layers):
+        yield ConfigError(
+            "moe.sparse_every",
+            got=cfg.moe.sparse_every,
+            needs=f"at most {layers}, the layers of the shorter stack: none of them would hold experts",
+            hint=f"moe.sparse_every={layers}, or model.moe=dense",
+        )
 
 
 def check_optim(optim: OptimConfig) -> Problems:

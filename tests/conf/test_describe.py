@@ -31,7 +31,7 @@ def test_the_facts_of_a_run_of_four_ranks():
     assert fact(text, "encoder routing") == (
         "groups of 1,024 tokens, 160 slots per expert (256 in evaluation): 1.25 per token"
     )
-    assert fact(text, "decoder experts") == "in layers 1, 3, 5, 7, 9, 11 of 12"
+    assert fact(text, "decoder experts") == "layers 1, 3, 5, 7, 9, 11 (from 0) of 12"
     assert re.match(r"\d+M \(\d{3},\d{3},\d{3}\)", fact(text, "parameters"))
 
 
