@@ -6,8 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from model.generate import GenerateOptions
 
 
@@ -15,7 +13,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, *, max_length: int) 
     """Greedy by default; `--beams` above 1 searches; `--sample` draws."""
     group = parser.add_argument_group("decoding")
     group.add_argument("--beams", type=int, default=1, help="beam width; 1 is greedy (default)")
-    group.add_argument("--length-penalty", type=float, default=1.0, help="beam score is divided by length**this")
+    group.add_argument("--length-penalty", type=float, default=0.6, help="alpha of ((5 + length) / 6)**alpha")
     group.add_argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest")
     group.add_argument("--temperature", type=float, default=1.0, help="with --sample; below 1 is bolder")
     group.add_argument("--top-k", type=int, default=0, help="with --sample: only the k likeliest tokens; 0: all")
@@ -24,19 +22,17 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, *, max_length: int) 
     group.add_argument("--max-length", type=int, default=max_length, help=f"generated tokens (default {max_length})")
 
 
-def decoding_options(arguments: argparse.Namespace, device: torch.device) -> GenerateOptions:
-    """The options as the model's generator takes them."""
-    import torch
-
+def decoding_options(arguments: argparse.Namespace) -> GenerateOptions:
+    """The options as the model's generator takes them; raises `ConfigError` for values out of range."""
     from model.generate import GenerateOptions
 
     return GenerateOptions(
-        strategy="sample" if arguments.sample else "beam" if arguments.beams > 1 else "greedy",
-        beams=arguments.beams,
-        length_penalty=arguments.length_penalty,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        generator=torch.Generator(device=device).manual_seed(arguments.seed) if arguments.sample else None,
+        mode="sample" if arguments.sample else "beam" if arguments.beams > 1 else "greedy",
         max_length=arguments.max_length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k or None,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        beams=max(arguments.beams, 1),
+        length_penalty=arguments.length_penalty,
     )

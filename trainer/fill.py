@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from trainer.loading import load_run
 
     loaded = load_run(arguments.run)
-    for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding_options(arguments, loaded.device)):
+    for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding_options(arguments)):
         print("\t".join(filled.spans) if arguments.spans_only else filled.text)
     return 0
 

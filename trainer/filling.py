@@ -76,7 +76,7 @@ def fill_texts(
     """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
     encoded = [encode_masked(tokenizer, text) for text in texts]
     tokens_BL = pad_ids(encoded, next(module.parameters()).device)
-    generated = generate(module, tokens_BL, options=options).tokens.tolist()
+    generated = generate(module, tokens_BL, options=options).tokens_BT.tolist()
     filled = []
     for text, ids in zip(texts, generated, strict=True):
         pieces = split_masks(text)
@@ -106,7 +106,7 @@ def sample_lines(session: Session) -> list[str]:
     inputs, targets = collectives.broadcast_object(mine, session.groups.control)
     options = GenerateOptions(max_length=session.cfg.data.decoder_length or 64)
     device = session.device
-    generated = generate(session.module, torch.tensor(inputs, device=device), options=options).tokens.tolist()
+    generated = generate(session.module, torch.tensor(inputs, device=device), options=options).tokens_BT.tolist()
     lines = ["spans filled on held-out text (true -> filled):"]
     for source, target, output in zip(inputs, targets, generated, strict=True):
         lines += _sample(tokenizer, source, target, output)

@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
     loaded = load_run(arguments.run)
     tokenizer = loaded.tokenizer
     rows = [encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts]
-    options = decoding_options(arguments, loaded.device)
+    options = decoding_options(arguments)
     result = generate(loaded.module, pad_ids(rows, loaded.device), options=options)
-    for ids in result.tokens.tolist():
+    for ids in result.tokens_BT.tolist():
         real = [token for token in ids if token > EOS_ID]
         print(" ".join(map(str, real)) if arguments.ids else tokenizer.decode(real))
     return 0

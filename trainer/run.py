@@ -71,12 +71,12 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
     weights = session.cfg.train.from_checkpoint
     if reader is not None:
         reader.check_names(session.shards)
-        session.engine.load_state(lambda name, kind: reader.read(kind, name, session.shards[name]))
+        session.engine.load_state(reader.for_engine(session.shards))
         return TrainState.from_json(reader.state)
     if weights is not None:
         source = CheckpointReader(Path(weights))
         source.check_names(session.shards)
-        session.engine.load_state(lambda name, kind: source.read(kind, name, session.shards[name]), weights_only=True)
+        session.engine.load_state(source.for_engine(session.shards), weights_only=True)
     return TrainState()
 
 
