@@ -63,7 +63,7 @@ class PlainLayers:
         """See `LayerFactory`."""
         # The weight is handed over empty: torch's own initialisation would cost time and be thrown away.
         layer = nn.Embedding(rows, width, _weight=torch.empty(rows, width))
-        tag(layer.weight, spec)
+        tag(layer.weight, spec)  # pyright: ignore[reportArgumentType]  # torch's stubs say Tensor
         return layer
 
     def tied_logits(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ class PlainLayers:
 
     def _linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
         layer = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False, device=torch.get_default_device())
-        tag(layer.weight, spec)  # type: ignore[arg-type]
+        tag(layer.weight, spec)  # pyright: ignore[reportArgumentType]
         return layer

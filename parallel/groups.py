@@ -57,7 +57,7 @@ def new_control_axis(groups: ParallelGroups, name: str, *, timeout_s: float) -> 
     control = groups.control
     group = None
     if control.group is not None:
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        group = cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
     return Axis(name=name, size=control.size, rank=control.rank, ranks=control.ranks, group=group)
 
 

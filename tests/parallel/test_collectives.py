@@ -93,8 +93,9 @@ def gradients(rank: int, world: int) -> None:
 def gradient_is_not_overwritten(rank: int, world: int) -> None:
     x = torch.ones(3, requires_grad=True)
     twice = x * 2
-    # The gradient of `+` is one tensor handed to both branches; reducing it in place would corrupt the second.
-    (c.copy_to(twice, world_axis()) + twice).sum().backward()
+    # The gradient of `+` is one tensor handed to both branches; reducing it in place would corrupt the second. The
+    # product makes it contiguous: the gradient of `sum` is an expanded scalar, which is copied anyway.
+    ((c.copy_to(twice, world_axis()) + twice) * torch.ones(3)).sum().backward()
     assert x.grad.tolist() == [2.0 * (world + 1)] * 3
 
 
