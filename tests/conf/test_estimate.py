@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from conf.compose import compose
 from conf.estimate import (
     count_params,
     flops_per_sequence,
@@ -16,6 +15,7 @@ from conf.estimate import (
     num_active_params,
     num_params,
 )
+from tests.conf.composed import composed
 
 # preset, parameters as published (T5: section 3.7 of its paper; Switch: Table 9), tolerance of the printed digits
 PUBLISHED = [
@@ -37,31 +37,31 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("preset", "published", "tolerance"), PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(preset, published, tolerance):
-    cfg = compose([f"model={preset}"])
+    cfg = composed(f"model={preset}")
     assert num_params(cfg.model, cfg.moe) == pytest.approx(published, rel=tolerance)
 
 
 def test_switch_xxl_with_the_64_experts_that_table_9_prints_would_have_half_the_parameters():
-    cfg = compose(["model=switch_xxl", "moe.num_experts=64"])
+    cfg = composed("model=switch_xxl", "moe.num_experts=64")
     assert 195e9 < num_params(cfg.model, cfg.moe) < 205e9
 
 
 def test_the_26_billion_of_switch_large_are_those_of_its_released_shape():
-    released = compose(["model=switch_large_128", "model.ffn=relu", "model.d_ff=4096"])
+    released = composed("model=switch_large_128", "model.ffn=relu", "model.d_ff=4096")
     assert num_params(released.model, released.moe) == pytest.approx(26.3e9, rel=0.002)
-    table = compose(["model=switch_large_128"])
+    table = composed("model=switch_large_128")
     assert num_params(table.model, table.moe) == pytest.approx(27.1e9, rel=0.002)
 
 
 def test_the_released_switch_base_shape_has_the_same_parameters_and_flops():
-    table = compose(["model=switch_base_8"])
-    released = compose(["model=switch_base_8", "model.ffn=relu", "model.d_ff=3072"])
+    table = composed("model=switch_base_8")
+    released = composed("model=switch_base_8", "model.ffn=relu", "model.d_ff=3072")
     assert num_params(table.model, table.moe) == num_params(released.model, released.moe)
     assert flops_per_sequence(table) == flops_per_sequence(released)
 
 
 def test_a_model_small_enough_to_count_by_hand():
-    cfg = compose([])
+    cfg = composed()
     model = replace(
         cfg.model, vocab_size=100, d_model=4, d_ff=6, d_kv=3, num_heads=2, num_encoder_layers=2, num_decoder_layers=2
     )
@@ -79,15 +79,15 @@ def test_a_model_small_enough_to_count_by_hand():
 
 
 def test_the_dense_twin_has_the_flops_of_the_switch_but_for_the_router():
-    switch = compose(["model=switch_base_64"])
-    dense = compose(["model=switch_base_64", "model.moe=dense"])
+    switch = composed("model=switch_base_64")
+    dense = composed("model=switch_base_64", "model.moe=dense")
     router = 3 * 2 * 768 * 64 * 6 * (512 + 114)
     assert flops_per_sequence(switch) - flops_per_sequence(dense) == router
     assert num_params(dense.model, dense.moe) == num_active_params(switch.model, switch.moe) - 12 * 768 * 64
 
 
 def test_forward_flops_of_the_two_stacks_by_hand():
-    cfg = compose(["model=t5_base"])
+    cfg = composed("model=t5_base")
     flops = forward_flops(cfg.model, cfg.moe, encoder_length=10, decoder_length=3)
     weights = 4 * 768 * 768 + 2 * 768 * 3072
     assert flops.encoder == 12 * (2 * weights * 10 + 4 * 768 * 10 * 10)
@@ -98,12 +98,12 @@ def test_forward_flops_of_the_two_stacks_by_hand():
 
 def test_flops_per_token_is_near_six_times_the_active_weights_of_a_token():
     # an encoder token meets the encoder's weights only, and a decoder token the decoder's: about half of them each
-    cfg = compose(["model=t5_11b"])
+    cfg = composed("model=t5_11b")
     active = num_params(cfg.model, cfg.moe)
     assert 0.4 * 6 * active < flops_per_token(cfg) < 0.6 * 6 * active
 
 
 def test_parameters_of_all_ranks_add_up_when_nothing_is_replicated_but_the_whole_ones():
-    cfg = compose(["parallel=expert_model_data", "launch.nproc=4"])
+    cfg = composed("parallel=expert_model_data", "launch.nproc=4")
     params = count_params(cfg.model, cfg.moe)
     assert 2 * (local_params(cfg) - params.whole) == params.cut + params.experts // 2

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conf.compose import compose
 from conf.estimate import forward_flops, num_active_params, num_params
 from conf.overrides import presets
 from conf.schema import RunConfig
@@ -14,6 +13,7 @@ from model.t5.model import SwitchTransformer
 from parallel.dispatch import LocalExchange
 from parallel.factory import PlainLayers
 from parallel.layout import tagged_parameters
+from tests.conf.composed import composed
 
 
 def built(cfg: RunConfig) -> SwitchTransformer:
@@ -30,7 +30,7 @@ TWINS = ["small", "switch_base_8", "switch_large_128", "switch_c_2048"]
     ids=" ".join,
 )
 def test_every_preset_has_the_parameters_of_its_module(overrides):
-    cfg = compose(overrides)
+    cfg = composed(*overrides)
     module = built(cfg)
     assert sum(parameter.numel() for parameter in module.parameters()) == num_params(cfg.model, cfg.moe)
 
@@ -44,7 +44,7 @@ def test_every_preset_has_the_parameters_of_its_module(overrides):
     ],
 )
 def test_odd_shapes_too_and_active_parameters_leave_out_all_experts_but_one(overrides):
-    cfg = compose(overrides)
+    cfg = composed(*overrides)
     total, idle = 0, 0
     for _, parameter, spec in tagged_parameters(built(cfg)):
         total += parameter.numel()
@@ -56,7 +56,7 @@ def test_odd_shapes_too_and_active_parameters_leave_out_all_experts_but_one(over
 
 @pytest.mark.parametrize("overrides", [[], ["model.ffn=gated_gelu", "model.tie_embeddings=false"]])
 def test_forward_flops_are_those_that_torch_counts(overrides):
-    cfg = compose(["model.moe=dense", *overrides])
+    cfg = composed("model.moe=dense", *overrides)
     module = built(cfg)
     tokens = torch.ones(3, 20, dtype=torch.int64, device="meta")
     targets = torch.ones(3, 7, dtype=torch.int64, device="meta")
