@@ -18,6 +18,7 @@ import numpy as np
 
 from conf.errors import PointsmanError
 from conf.schema import DataConfig, RunConfig
+from data.blocks import Block, blocks_of, tokenize_block
 from data.children import Child
 from data.files import locked, sha256_bytes
 from data.scan import Progress, Scan, scan_source, tokenizer_for
@@ -27,14 +28,10 @@ from data.shards import (
     SPLITS,
     ShardIndex,
     ShardInfo,
-    Split,
     check_shard,
-    finished_shard,
     read_index,
-    text_sha256,
     token_dtype,
     write_index,
-    write_shard,
 )
 from data.sources import FiniteSource, cache_folder, finite_source
 from data.stream_tokenizer import stream_tokenizer
@@ -44,15 +41,6 @@ from data.tokenizer import Tokenizer
 _MIN_SHARD_BYTES = 2 << 20
 _MAX_SHARD_BYTES = 64 << 20
 _SHARDS_WANTED = 64
-_BATCH_DOCUMENTS = 64
-
-
-class Block(NamedTuple):
-    """Documents of one shard."""
-
-    name: str
-    split: Split
-    texts: list[str]
 
 
 class Prepared(NamedTuple):
@@ -112,7 +100,7 @@ def _write_shards(
     total = scan.train_bytes + scan.validation_bytes
     shard_bytes = min(max(total // _SHARDS_WANTED, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
     began, done, infos = time.monotonic(), 0, []
-    for info in _tokenize(folder, _blocks(source, shard_bytes), tokenizer, workers):
+    for info in _tokenize(folder, blocks_of(source, shard_bytes), tokenizer, workers):
         infos.append(info)
         done += info.text_bytes
         rate = done / max(time.monotonic() - began, 1e-6) / 1e6
@@ -128,22 +116,6 @@ def _write_shards(
         train_counts=_count_pieces(folder, ordered, tokenizer.pieces),
     )
     write_index(folder, index, tokenizer.model)
-
-
-def _blocks(source: FiniteSource, shard_bytes: int) -> Iterator[Block]:
-    """Consecutive documents of each split in blocks of about `shard_bytes`; independent of the number of workers."""
-    texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    sizes, numbers = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    for split, text in source.documents():
-        texts[split].append(text)
-        sizes[split] += len(text.encode())
-        if sizes[split] >= shard_bytes:
-            yield Block(f"{split}-{numbers[split]:05d}", split, texts[split])
-            texts[split], sizes[split] = [], 0
-            numbers[split] += 1
-    for split in SPLITS:
-        if texts[split]:
-            yield Block(f"{split}-{numbers[split]:05d}", split, texts[split])
 
 
 def _tokenize(folder: Path, blocks: Iterator[Block], tokenizer: Tokenizer, workers: int) -> Iterator[ShardInfo]:
@@ -162,7 +134,7 @@ def _tokenize(folder: Path, blocks: Iterator[Block], tokenizer: Tokenizer, worke
         def work(block: Block) -> ShardInfo:
             child = idle.get()
             try:
-                return child.call("data.prepare:tokenize_block", str(folder), block, tokenizer.model)
+                return child.call("data.blocks:tokenize_block", str(folder), block, tokenizer.model)
             finally:
                 idle.put(child)
 
@@ -174,19 +146,6 @@ def _tokenize(folder: Path, blocks: Iterator[Block], tokenizer: Tokenizer, worke
                 yield pending.pop(0).result()
         for future in pending:
             yield future.result()
-
-
-def tokenize_block(folder: str, block: Block, model: bytes) -> ShardInfo:
-    """Tokenise and write one shard, unless it was finished before. Runs in a background process."""
-    tokenizer = Tokenizer(model, sentinels=0, origin="tokenizer")
-    name = f"{block.name}-{tokenizer.fingerprint[:8]}"
-    done = finished_shard(Path(folder), name, text=text_sha256(block.texts))
-    if done is not None:
-        return done
-    ids: list[list[int]] = []
-    for start in range(0, len(block.texts), _BATCH_DOCUMENTS):
-        ids += tokenizer.encode_batch(block.texts[start : start + _BATCH_DOCUMENTS])
-    return write_shard(Path(folder), name, block.split, ids, pieces=tokenizer.pieces, text=block.texts)
 
 
 def _count_pieces(folder: Path, shards: Sequence[ShardInfo], pieces: int) -> tuple[int, ...]:

@@ -20,7 +20,27 @@ from data.shards import Split
 
 _SYLLABLES = ("ka", "ro", "mi", "ten", "sul", "ab", "or", "vi", "de", "nu", "lop", "ge", "the", "x", "y", "qu")
 WORDS = [
-    *"the cat sat on a mat and then def return value of class self big red house was here".split(),
+    *[
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "then",
+        "def",
+        "return",
+        "value",
+        "of",
+        "class",
+        "self",
+        "big",
+        "red",
+        "house",
+        "was",
+        "here",
+    ],
     *("".join(parts) for parts in itertools.product(_SYLLABLES, _SYLLABLES)),
 ]
 
@@ -69,9 +89,7 @@ def steps(
     cfg: RunConfig, count: int, *, split: Split = "train", dp_rank: int = 0, dp_size: int = 1, start: int = 0
 ) -> list[StepBatch]:
     """The first `count` steps of a fresh loader."""
-    with build_loader(
-        open_corpus(cfg), cfg, split=split, dp_rank=dp_rank, dp_size=dp_size, start_step=start
-    ) as loader:
+    with build_loader(open_corpus(cfg), cfg, split=split, dp_rank=dp_rank, dp_size=dp_size, start_step=start) as loader:
         return [batch for _, batch in zip(range(count), loader, strict=False)]
 
 

@@ -55,7 +55,11 @@ def test_a_long_text_file_becomes_several_documents(tmp_path: Path) -> None:
         ("d.jsonl", b'{"text":["x"]}\n', r"d\.jsonl: row 1: field 'text' is of type list"),
         ("e.txt", b"\xff\xfe", r"e\.txt: cannot be read as UTF-8 text"),
         ("f.parquet", b"junk", r"f\.parquet: cannot be read as parquet"),
-        ("g.jsonl.gz", gzip.compress(b'{"text":"x"}\n' * 9_999)[:60], r"g\.jsonl\.gz: cannot be read .* restore the file"),
+        (
+            "g.jsonl.gz",
+            gzip.compress(b'{"text":"x"}\n' * 9_999)[:60],
+            r"g\.jsonl\.gz: cannot be read .* restore the file",
+        ),
         ("h.csv", b"text\n", r"h\.csv: do not know how to read"),
         ("i.parquet.gz", b"", r"do not know how to read"),
         ("j.jsonl", b'{"text":"ok"}\n[1]\n', r"j\.jsonl: row 2: not a JSON object"),
@@ -88,7 +92,8 @@ def test_reading_through_datasets_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; import data.loader, data.prepare, data.local as l; assert 'datasets' not in sys.modules;"
         f"assert list(l.local_documents([pathlib.Path({str(path)!r})], field='text', cache_dir=pathlib.Path("
-        f"{str(tmp_path)!r}))) == ['c0']; bad = {{'torch', 'tensorflow', 'jax'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+        f"{str(tmp_path)!r}))) == ['c0']; bad = {{'torch', 'tensorflow', 'jax'}} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_lengths_are_the_ones_the_configuration_derives(raw: int, inputs: int, t
 
 def test_shorter_windows_never_need_more_room() -> None:
     lengths = [corrupted_lengths(raw, 0.15, 3.0) for raw in range(2, 600)]
-    assert all(a.inputs <= b.inputs and a.targets <= b.targets for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(a.inputs <= b.inputs and a.targets <= b.targets for a, b in itertools.pairwise(lengths))
 
 
 def test_one_token_stays_in_the_inputs_and_none_is_padding() -> None:

@@ -27,7 +27,7 @@ def test_training_twice_gives_equal_bytes(tokenizer: Tokenizer) -> None:
 def test_layout_is_t5s(tokenizer: Tokenizer) -> None:
     assert (tokenizer.pieces, tokenizer.size) == (120, 130)
     assert [tokenizer.sentinel_id(k) for k in (0, 1, 9)] == [129, 128, 120]
-    with pytest.raises(DataError, match="data.sentinels is 10"):
+    with pytest.raises(DataError, match=r"data\.sentinels is 10"):
         tokenizer.sentinel_id(10)
 
 
@@ -69,7 +69,7 @@ def test_foreign_files_are_refused(tmp_path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(DataError, match=r"x\.model: not a sentencepiece model"):
         Tokenizer.from_file(path, sentinels=0)
-    with pytest.raises(DataError, match="set data.tokenizer"):
+    with pytest.raises(DataError, match=r"set data\.tokenizer"):
         Tokenizer.from_file(tmp_path / "missing.model", sentinels=0)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

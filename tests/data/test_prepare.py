@@ -1,0 +1,180 @@
+"""Preparation: the same bytes for any number of processes, resumable, locked, idempotent, and honest about faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.errors import DataError
+from data import prepare
+from data.corpus import open_corpus, verify_shards
+from data.prepare import prepare_data, prepare_finite
+from data.shards import read_index
+from data.sources import is_validation
+from tests.data.helpers import sentences, text_config, tiny_config, write_jsonl
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "en"
+_SMALL = "import data.prepare as p; p._MIN_SHARD_BYTES = 12_000; "
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_MIN_SHARD_BYTES", 4_000)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path)
+    one = prepare_finite(cfg.data, out=tmp_path / "one")
+    three = prepare_finite(replace(cfg.data, prepare_workers=3), out=tmp_path / "three")
+    assert contents(one.folder) == contents(three.folder)
+    assert len(read_index(one.folder).shards) >= 4
+    verify_shards(one.folder)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_hold_every_document_once_in_order(tmp_path: Path) -> None:
+    documents = [sentences(3 + n % 7, seed=n) for n in range(60)]
+    prepared = prepare_finite(text_config(tmp_path).data, out=None)
+    corpus = open_corpus(text_config(tmp_path))
+    assert corpus.documents("train") + corpus.documents("validation") == 60
+    assert 2 <= corpus.documents("validation") <= 25, "a share chosen by hash"
+    ids = {split: [] for split in ("train", "validation")}
+    for text in documents:
+        split = "validation" if is_validation(text, 0.2) else "train"
+        ids[split] += prepared.tokenizer.encode(text).tolist()
+    for split, expected in ids.items():
+        readers = corpus.indexed(split)._tokens
+        assert [token for tokens in readers for token in tokens.tolist()] == expected
+
+
+def test_second_time_is_quick_and_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = text_config(tmp_path)
+    messages: list[str] = []
+    prepare_data(cfg, progress=messages.append)
+    assert any("tokenizer" in message for message in messages)
+    monkeypatch.setattr("data.sources.local_documents", None)
+    messages.clear()
+    began = time.monotonic()
+    prepare_data(cfg, progress=messages.append)
+    assert (messages, time.monotonic() - began < 1.0) == ([], True)
+
+
+def test_changed_text_is_noticed(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path)
+    before = open_corpus(cfg).fingerprint
+    path = tmp_path / "corpus.jsonl"
+    write_jsonl(path, [sentences(5, seed=n) for n in range(70)])
+    after = open_corpus(cfg)
+    assert after.fingerprint["data"] != before["data"]
+    assert after.documents("train") + after.documents("validation") == 70
+
+
+def test_killed_while_writing_it_resumes(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path, documents=500)
+    whole = prepare_finite(cfg.data, out=tmp_path / "whole")
+    out = tmp_path / "out"
+    arguments = [
+        "--out",
+        str(out),
+        "data=text",
+        f"data.files=['{tmp_path / 'corpus.jsonl'}']",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.tokenizer_vocab=120",
+        "data.validation_fraction=0.2",
+        "data.prepare_workers=2",
+    ]
+    command = [sys.executable, "-c", f"{_SMALL}import sys; sys.exit(p.main(sys.argv[1:]))", *arguments]
+    victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.json"))) < 3 and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (out / "index.json").exists(), "killed too late to show anything"
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert len(kept) >= 3
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+    verify_shards(out)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept, "finished shards are kept"
+    assert sum(shard.tokens for shard in read_index(out).shards) == sum(
+        s.tokens for s in read_index(whole.folder).shards
+    )
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_two_jobs_at_once(tmp_path: Path) -> None:
+    text_config(tmp_path)
+    command = [sys.executable, "-m", "data.prepare", "data=text", f"data.files=['{tmp_path / 'corpus.jsonl'}']"]
+    command += [f"data.cache_dir={tmp_path / 'cache'}", "data.tokenizer_vocab=120", "data.validation_fraction=0.2"]
+    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [job.communicate(timeout=120) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], outputs
+    folders = {
+        line.split()[0] for out, _ in outputs for line in out.splitlines() if "shards/" in line and " s)" in line
+    }
+    assert len(folders) == 1
+    assert sum("training a tokenizer" in err for _, err in outputs) == 1, "the second waited and found it done"
+
+
+def test_prepared_directory_is_a_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = text_config(tmp_path)
+    out = tmp_path / "out"
+    arguments = [
+        f"data.files=['{cfg.data.files[0]}']",
+        f"data.cache_dir={cfg.data.cache_dir}",
+        "data.tokenizer_vocab=120",
+    ]
+    assert prepare.main(["--out", str(out), "data=text", "data.validation_fraction=0.2", *arguments]) == 0
+    assert f"data=shards data.files={out}" in capsys.readouterr().out
+    shards = open_corpus(tiny_config(tmp_path, "data=shards", f"data.files=['{out}']"))
+    text = open_corpus(cfg)
+    assert shards.fingerprint == text.fingerprint
+    assert shards.tokens("train") == text.tokens("train") > 0
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path)
+    prepare_finite(cfg.data, out=tmp_path / "out")
+    other = prepare_finite(replace(cfg.data, tokenizer_vocab=130), out=tmp_path / "other")
+    model = other.folder / "tokenizer.model"
+    with pytest.raises(DataError, match=r"out: its shards were made with tokenizer .* leave data.tokenizer unset"):
+        open_corpus(
+            tiny_config(tmp_path, "data=shards", f"data.files=['{tmp_path / 'out'}']", f"data.tokenizer={model}")
+        )
+
+
+def test_command_reports_faults_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"body": "x"}) + "\n")
+    arguments = ["data=text", f"data.files=['{tmp_path / 'bad.jsonl'}']", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert prepare.main(arguments) == 2
+    assert "bad.jsonl: row 1: has no field 'text'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the shared corpus is not beside this checkout")
+def test_real_prose(tmp_path: Path) -> None:
+    cfg = tiny_config(
+        tmp_path,
+        f"data.files=['{CORPUS / 'validation-*.jsonl.gz'}']",
+        "data.tokenizer_vocab=500",
+        "data.tokenizer_lines=300",
+        "data.validation_fraction=0.05",
+        "model.vocab_size=600",
+    )
+    corpus = open_corpus(cfg)
+    assert corpus.documents("train") > 10 * corpus.documents("validation") > 0
+    window = corpus.indexed("train").get(np.arange(1))[0]
+    assert len(corpus.tokenizer.decode(window)) > 100
