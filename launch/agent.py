@@ -49,10 +49,13 @@ def report(failures: dict[int, Any], *, log_dir: Path) -> int:
     `failures` are torch's `ProcessFailure`s by global rank. Ranks that ended with the same words as the first share
     its entry; the rest, which as a rule lost their connection to it, get a line each.
     """
-    ordered = sorted(failures.items(), key=lambda item: (failure_time(item[1]), item[0]))
+    # SIGTERM is how the agent ends the others, so such a rank is the cause only when there is no other.
+    ordered = sorted(
+        failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, failure_time(item[1]), item[0])
+    )
     cause = ordered[0][1]
     words = last_words(cause, log_dir)
-    alike = [rank for rank, failure in ordered if failure is cause or last_words(failure, log_dir) == words]
+    alike = [rank for rank, failure in ordered if failure is cause or (note_of(failure) and note_of(failure) == words)]
     for rank, failure in ordered:
         if rank not in alike:
             print(f"rank {rank} ended after that: {ending(failure)}", file=sys.stderr)
@@ -80,11 +83,16 @@ def last_words(failure: Any, log_dir: Path) -> list[str]:
 
     The stderr of local rank 0 goes to the terminal and is kept nowhere.
     """
-    note = str(_note(failure).get("message", ""))
     logs = sorted(log_dir.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=lambda path: path.stat().st_mtime)
-    if logs and failure.exitcode != USER_ERROR:
+    note = note_of(failure)
+    if logs and not (note and failure.exitcode == USER_ERROR):
         return logs[-1].read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    return note.splitlines() or ["its message is above"]
+    return note or ["its message is above"]
+
+
+def note_of(failure: Any) -> list[str]:
+    """Lines of the message a rank left for the agent; none where it left nothing."""
+    return str(_note(failure).get("message", "")).splitlines()
 
 
 def _note(failure: Any) -> dict[str, Any]:

@@ -53,6 +53,15 @@ def test_unexpected_exception_shows_the_end_of_that_ranks_stderr(
     assert (told[-20], told[-1]) == ("  line 30", "  line 49")
 
 
+def test_rank_ended_by_the_agent_is_not_taken_for_the_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_log(tmp_path, 1, "pointsman: rank 1: ConfigError: bad\n")
+    slow, cause = failure(0, -15, at=10**9, note=None), failure(1, 2, at=10**9, note=None)
+    assert report({0: slow, 1: cause}, log_dir=tmp_path) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "rank 0 ended after that: killed by SIGTERM"
+    assert told[-2:] == ["rank 1 failed: exit code 2", "  pointsman: rank 1: ConfigError: bad"]
+
+
 def test_killed_rank_names_the_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report({0: failure(0, -9, at=0, note=None)}, log_dir=tmp_path) == 137
     assert "rank 0 failed: killed by SIGKILL" in capsys.readouterr().err
