@@ -41,7 +41,7 @@ def build_engine(module: nn.Module, cfg: RunConfig, groups: ParallelGroups) -> E
     the stage cannot shard.
     """
     _check(module, cfg)
-    _prepare_process()
+    _prepare_process(on_gpu=next(module.parameters()).is_cuda)
     process_groups = ProcessGroups(groups)
     has_experts = mark_parameters(module, groups)
     if has_experts:
@@ -68,10 +68,9 @@ def _check(module: nn.Module, cfg: RunConfig) -> None:
         assert parameter.dtype == wanted, f"{name} is {parameter.dtype}, not {wanted}: call cast_module first"
 
 
-def _prepare_process() -> None:
+def _prepare_process(*, on_gpu: bool) -> None:
     """What DeepSpeed reads from its surroundings: accelerator, local rank, process group; its noise turned off."""
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
+    if not on_gpu:  # also on a machine with GPUs, when the run was put on gloo and CPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device()) if on_gpu else "0")
     if not dist.is_initialized():
