@@ -16,9 +16,20 @@ from conf.errors import DataError
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made if missing). The kernel drops it when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
+    """Hold an exclusive lock on `path` (made if missing). The kernel drops it when the process dies.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: cannot be written ({error.strerror}); set data.cache_dir (or POINTSMAN_CACHE) or --out to "
+            "a directory of yours"
+        ) from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             yield

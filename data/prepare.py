@@ -73,7 +73,6 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = l
     folder = (
         out or cache_folder(data) / "shards" / sha256_bytes(f"{scan.fingerprint} {tokenizer.fingerprint}".encode())[:32]
     )
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
         if not _is_complete(folder, scan, tokenizer):
             for leftover in folder.glob(".*.tmp"):  # of a killed run
