@@ -66,6 +66,7 @@ def _check(module: nn.Module, cfg: RunConfig) -> None:
     for name, parameter, spec in tagged_parameters(module):
         wanted = torch.float32 if spec.keep_fp32 else dtype
         assert parameter.dtype == wanted, f"{name} is {parameter.dtype}, not {wanted}: call cast_module first"
+        assert parameter.requires_grad, f"{name} is frozen, and its state would be missing from checkpoints"
 
 
 def _prepare_process(*, on_gpu: bool) -> None:

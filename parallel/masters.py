@@ -36,11 +36,9 @@ class MasterOptimizer(Optimizer):
         self.clip_norm = clip_norm
         self.grad_norm = 0.0  # of the last step, before clipping
         self.master_of: dict[Tensor, nn.Parameter] = {p: _master(p) for g in groups for p in g.params}
-        inner = [
-            {"params": [self.master_of[p] for p in g.params], "weight_decay": g.weight_decay, "is_expert": g.is_expert}
-            for g in groups
-        ]
-        self.inner = build(inner)
+        self.inner = build(
+            [{"params": [self.master_of[p] for p in g.params], "weight_decay": g.weight_decay} for g in groups]
+        )
         self._sums: dict[Tensor, Tensor] = {}
         for p, master in self.master_of.items():
             if master is not p:

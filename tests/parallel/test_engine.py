@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from conf.errors import ConfigError
 from parallel.engine_deepspeed import build_engine
 from parallel.groups import init_groups
 from parallel.types import single_process
@@ -15,6 +16,7 @@ from tests.harness import run_ranks
 from tests.parallel.engine_toy import (
     OracleStep,
     Toy,
+    batch,
     logical_weights,
     oracle,
     run_config,
@@ -56,21 +58,21 @@ def train_and_compare(rank: int, world: int, cases: list[tuple[dict[str, Any], l
     return norms
 
 
-def check(world: int, layout: dict[str, Any], zeros: tuple[int, ...] = (0, 1, 2), clips=(0.0, TIGHT_CLIP)) -> None:
+def check(world: int, layout: dict[str, Any], *, clips=(0.0, TIGHT_CLIP), backend: str | None = "gloo") -> None:
     shards = world // layout.get("tp", 1)
     cases = [
         ({**layout, "zero": zero, "clip_norm": clip}, expected(layout.get("accumulation", 1), clip, shards))
-        for zero in zeros
+        for zero in (0, 1, 2)
         for clip in clips
     ]
-    found = run_ranks(train_and_compare, world, cases, deadline_s=120)
+    found = run_ranks(train_and_compare, world, cases, deadline_s=120, backend=backend)
     assert all(norms == found[0] for norms in found), "ranks report different gradient norms"
     for (options, reference), norms in zip(cases, found[0], strict=True):
         assert norms == pytest.approx([step.norm for step in reference], rel=1e-5), options
 
 
 def test_one_process_without_launcher():
-    check(1, {"accumulation": 2})
+    check(1, {"accumulation": 2}, backend=None)
 
 
 @pytest.mark.parametrize("layout", [{}, {"ep": 2, "accumulation": 2}], ids=["dp2", "ep2"])
@@ -81,6 +83,28 @@ def test_two_ranks(layout):
 @pytest.mark.parametrize("layout", [{"tp": 2, "ep": 2}, {"tp": 2, "ep": 2, "etp": 1}], ids=["etp2", "etp1"])
 def test_tensor_and_expert_parallel(layout):
     check(4, layout, clips=(TIGHT_CLIP,))
+
+
+def building(rank: int, world: int) -> None:
+    """What the caller sees of building an engine, and what it may not do."""
+    toy = Toy(single_process(), torch.float32, logical_weights())
+    names = [name for name, _ in toy.named_parameters()]
+    with pytest.raises(ConfigError, match=r"optim.name.*adafactor.*zero=0"):
+        build_engine(toy, run_config(zero=1, optimizer="adafactor"), single_process())
+    with pytest.raises(AssertionError, match="cast_module"):
+        build_engine(toy, run_config(zero=1, precision="bf16"), single_process())
+    engine = build_engine(toy, run_config(zero=1, accumulation=2), single_process())
+    assert engine.module is toy
+    assert [name for name, _ in toy.named_parameters()] == names
+    assert list(toy.children()) == [], "the marker by which DeepSpeed knows experts is gone"
+    ids, targets = batch(0, 0)
+    engine.backward(engine.forward(ids, targets))
+    with pytest.raises(AssertionError, match="1 of 2 micro-batches"):
+        engine.step(LR)
+
+
+def test_building():
+    run_ranks(building, 1, backend=None)
 
 
 @pytest.mark.slow

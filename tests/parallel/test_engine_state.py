@@ -168,7 +168,7 @@ def poisoned(rank: int, world: int, cases: list[dict[str, Any]]) -> None:
         train(engine, mesh, cfg, range(1))
         train(control, mesh, cfg, range(1))
         before = weights_of(toy)
-        for reaction in ("discard", "step"):
+        for reaction in ("step", "discard"):  # in this order: a refused step forgets gradients too
             for micro in range(cfg.train.accumulation):
                 ids, targets = batch(1, micro)
                 bad = rank == world - 1 and micro == 0
