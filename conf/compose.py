@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.convert import to_config, to_dict
 from conf.derive import resolve
 from conf.errors import ConfigError
-from conf.overrides import CONF_DIR, Overrides, read_overrides
+from conf.overrides import CONF_DIR, Overrides, groups, read_overrides
 from conf.redact import redact_text
 from conf.schema import RunConfig
 from conf.validate import check_world, validate
@@ -73,11 +73,19 @@ def to_yaml(cfg: RunConfig) -> str:
     return redact_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg))))
 
 
-def load(path: str | os.PathLike[str]) -> RunConfig:
-    """The configuration that `dump` wrote. Files it names need not exist here. Raises `ConfigError(s)`."""
+def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that `dump` wrote, with `overrides` (values such as ``data.source=text``) on top.
+
+    Files it names need not exist here. Raises `ConfigError(s)`.
+    """
     try:
         # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
-        tree: Any = OmegaConf.to_container(OmegaConf.load(Path(path)), resolve=False)
+        written = OmegaConf.load(Path(path))
+        if overrides:
+            written = OmegaConf.merge(written, OmegaConf.from_dotlist(_value_lines(overrides)))
+        tree: Any = OmegaConf.to_container(written, resolve=False)
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
     except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base
@@ -85,3 +93,14 @@ def load(path: str | os.PathLike[str]) -> RunConfig:
     cfg = to_config(tree if isinstance(tree, dict) else {})
     validate(cfg, files="unchecked")
     return resolve(cfg)
+
+
+def _value_lines(overrides: Sequence[str]) -> list[str]:
+    """Overrides as typed; a group's option cannot be chosen any more once its values are written down."""
+    for line in overrides:
+        key = line.partition("=")[0]
+        if "." not in key and key in groups():
+            raise ConfigError(
+                key, got=line, needs="single values of a written configuration", hint=f"{key}.FIELD=VALUE"
+            )
+    return list(overrides)

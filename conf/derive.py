@@ -13,6 +13,7 @@ from typing import NamedTuple
 from conf.schema import DataConfig, ModelConfig, MoeConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
+REFERENCE_WARMUP_STEPS = 10_000
 REFERENCE_GROUP_TOKENS = {"mesh_tf": 1024, "flaxformer": 8192, "hf": 0, "paper": 1024}
 
 
@@ -104,6 +105,11 @@ def auto_group_sequences(cfg: RunConfig) -> int:
     return max((d for d in range(1, batch + 1) if batch % d == 0 and d <= limit), default=1)
 
 
+def auto_warmup_steps(steps: int | None) -> int:
+    """Warm-up of a run of `steps`: T5's 10,000, or a tenth of a shorter run."""
+    return REFERENCE_WARMUP_STEPS if steps is None else min(REFERENCE_WARMUP_STEPS, steps // 10)
+
+
 def slots_per_token(moe: MoeConfig, group_tokens: int, *, train: bool) -> float:
     """E * C / S: buffer rows computed per token; far above the capacity factor when the minimum capacity dominates."""
     return moe.num_experts * expert_capacity(moe, group_tokens, train=train) / group_tokens
@@ -121,4 +127,6 @@ def resolve(cfg: RunConfig) -> RunConfig:
         eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, (steps or 10_000) // 10),
         save_every=cfg.train.save_every if cfg.train.save_every is not None else max(1, (steps or 4_000) // 4),
     )
-    return replace(cfg, moe=moe, data=data, parallel=parallel, train=train)
+    warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
+    schedule = replace(cfg.schedule, warmup_steps=warmup)
+    return replace(cfg, moe=moe, data=data, parallel=parallel, train=train, schedule=schedule)

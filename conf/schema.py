@@ -128,7 +128,7 @@ class ScheduleConfig:
 
     name: ScheduleName
     lr: float  # peak; for rsqrt the value at the end of warm-up
-    warmup_steps: int
+    warmup_steps: int | None  # None: a tenth of the run, 10,000 at most
     min_lr_ratio: float  # floor of cosine, linear and wsd, as a share of lr
     decay_fraction: float  # wsd: share of all steps spent decaying at the end
 

@@ -71,7 +71,8 @@ def check_fields(cfg: RunConfig) -> Problems:
     yield from positive("parallel.timeout_s", cfg.parallel.timeout_s, 600.0)
     yield from check_optim(cfg.optim)
     yield from positive("schedule.lr", cfg.schedule.lr, 0.001)
-    yield from at_least("schedule.warmup_steps", cfg.schedule.warmup_steps, 0)
+    if cfg.schedule.warmup_steps is not None:
+        yield from at_least("schedule.warmup_steps", cfg.schedule.warmup_steps, 0)
     yield from share("schedule.min_lr_ratio", cfg.schedule.min_lr_ratio, 0.1, upper="included")
     yield from share("schedule.decay_fraction", cfg.schedule.decay_fraction, 0.2, upper="included")
     yield from check_train(cfg.train)
@@ -153,7 +154,7 @@ def check_train(train: TrainConfig) -> Problems:
 def check_schedule(cfg: RunConfig) -> Problems:
     """Warm-up fits the run, the ends that schedules need exist, and the optimizer fits the ZeRO stage."""
     steps, schedule = cfg.train.steps, cfg.schedule
-    if steps is not None and schedule.warmup_steps > steps:
+    if steps is not None and (schedule.warmup_steps or 0) > steps:
         yield ConfigError(
             "schedule.warmup_steps",
             got=schedule.warmup_steps,

@@ -56,13 +56,14 @@ def main(argv: Sequence[str]) -> int:
     from data.loader import build_loader
     from data.prepare import prepare_data
     from trainer.loading import load_run
+    from trainer.progress import PreparationView
     from trainer.routing_table import routing_table
     from trainer.session import layer_names
     from trainer.summary import learning_lines
 
     loaded = load_run(arguments.run, overrides=arguments.overrides)
     cfg, module = loaded.cfg, loaded.module
-    prepare_data(cfg)
+    prepare_data(cfg, progress=PreparationView().update)
     corpus = open_corpus(cfg)
 
     def batches(*, shuffled: bool = False) -> Iterator[StepBatch]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from conf import compose
+from conf.derive import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.schema import RunConfig
 from data.tokenizer import Tokenizer
@@ -52,11 +53,22 @@ def locate(path: Path) -> tuple[RunDir, Path]:
     return run, newest
 
 
+def single_process_config(cfg: RunConfig, run: RunDir) -> RunConfig:
+    """The run's configuration at one rank: the same global batch in micro-batches of the size it was trained with."""
+    micro = micro_batch_size(cfg)
+    return replace(
+        cfg,
+        launch=replace(cfg.launch, nproc=1, nodes=1),
+        parallel=replace(cfg.parallel, tp=1, ep=1, etp=1, zero=0),
+        train=replace(cfg.train, accumulation=cfg.train.global_batch // micro),
+        data=replace(cfg.data, tokenizer=str(run.tokenizer)),
+    )
+
+
 def load_run(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> LoadedRun:
     """Load a run's weights at one process, whatever layout wrote them. Verifies every file first."""
     run, checkpoint = locate(path)
-    cfg = compose.load(run.config, overrides=overrides)
-    cfg = replace(cfg, launch=replace(cfg.launch, nproc=1, nodes=1))
+    cfg = single_process_config(compose.load(run.config, overrides=overrides), run)
     groups = single_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = build_model(cfg, groups, device=device, dtype=compute_dtype(dtype or "fp32"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from data.batch import StepBatch
+from trainer.checkpoint.store import SaveResult
 from trainer.evaluate import evaluate
 from trainer.metrics import Meter, Report, flat_metrics, router_metrics
 from trainer.progress import ProgressView
@@ -36,14 +37,14 @@ class Loop:
         train = self.session.cfg.train
         if self.state.step == 0:
             self.first = self._evaluate()
-        batches = self.session.train_batches(self.state.step)
         stopped = False
-        while not self._finished() and not stopped:
-            stopped = self._one_step(batches)
-            if _due(self.state.step, train.save_every) and not self._finished():
-                self._save()
-            if _due(self.state.step, train.eval_every) and not self._finished() and not stopped:
-                self._evaluate()
+        with self.session.train_batches(self.state.step) as batches:
+            while not self._finished() and not stopped:
+                stopped = self._one_step(batches)
+                if _due(self.state.step, train.save_every) and not self._finished():
+                    self._save()
+                if _due(self.state.step, train.eval_every) and not self._finished() and not stopped:
+                    self._evaluate()
         if not stopped:
             self._evaluate()
         self._save()
@@ -74,7 +75,7 @@ class Loop:
             groups=session.groups,
             device=session.device,
         )
-        session.store.poll()
+        self._report_save(session.store.poll())
         seconds = time.perf_counter() - began
         tokens = counts.target_tokens + counts.encoder_tokens
         self.state = self.state.advanced(tokens=tokens, wall_s=seconds)
@@ -94,6 +95,8 @@ class Loop:
         if report.layers:
             metrics |= {"train/aux_loss": report.aux_loss, "train/z_loss": report.z_loss}
         metrics |= self._throughput.take()
+        if self.session.store.failed:
+            metrics["train/ckpt_failed"] = float(self.session.store.failed)
         self.session.log.write(self.state.step, {**metrics, **router_metrics(report, per_expert=False)})
         self.view.update(self.state.step, metrics)
 
@@ -117,6 +120,10 @@ class Loop:
             self.view.say(routing_table(report, capacity_factor=session.cfg.moe.eval_capacity_factor))
         self._throughput.restart()
         return report
+
+    def _report_save(self, result: SaveResult | None) -> None:
+        if result is not None and result.error:
+            self.view.say(f"checkpoint of step {result.step} FAILED, older ones are kept: {result.error}")
 
     def _save(self) -> None:
         if self._saved_step == self.state.step:

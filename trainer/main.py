@@ -5,10 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 
-from conf.errors import PointsmanError
+from conf.compose import compose
 from conf.identity import check_packages
+from conf.process import die_with_parent, guarded
+from conf.schema import RunConfig
+from data.prepare import prepare_data
+from trainer.progress import PreparationView
+
+_HEAD_START_S = 0.5
 
 
 def world_from_environment() -> tuple[int, int] | None:
@@ -24,22 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher passes the local rank as a flag as well as in the environment.
     overrides = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    # Megatron-Core and torch warn at import about parts that are not used here; a run's terminal is for the run.
+    for module in ("megatron", "torch", "deepspeed"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        check_packages()
-        return _train(overrides)
-    except PointsmanError as error:
-        if os.environ.get("POINTSMAN_DEBUG"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        print(f"pointsman: rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 2
+    return guarded(lambda: _train(overrides))
 
 
 def _train(overrides: list[str]) -> int:
-    from conf.compose import compose
-
+    check_packages()
     cfg = compose(overrides, world=world_from_environment())
+    _prepare(cfg)
     # Only now: torch takes seconds to import, and a typo in an override should not have to wait for it.
     import torch
 
@@ -56,5 +59,21 @@ def _train(overrides: list[str]) -> int:
         destroy_groups()
 
 
+def _prepare(cfg: RunConfig) -> None:
+    """Tokenize what is not in the cache yet, before ranks meet: no collective has to outwait it.
+
+    The cache's file lock lets one rank of a node work while the others wait; they start later, so that the first
+    local rank, whose output a person sees, is the one that works.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank:
+        time.sleep(_HEAD_START_S)
+    show = PreparationView() if os.environ.get("RANK", "0") == "0" else None
+    prepare_data(cfg, progress=show.update if show else lambda text: None)
+    if show:
+        show.close()
+
+
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(main())

@@ -102,6 +102,27 @@ class PlainView:
         """See `ProgressView`."""
 
 
+class PreparationView:
+    """Progress of what comes before training (tokenizer, shards): one line redrawn, or a line every few seconds."""
+
+    def __init__(self, *, interval_s: float = 5.0) -> None:
+        self._interval_s, self._last, self._width = interval_s, float("-inf"), 0
+
+    def update(self, text: str) -> None:
+        """Show `text`."""
+        if sys.stdout.isatty():
+            print(f"\r{text:<{self._width}}", end="", flush=True)
+            self._width = len(text)
+        elif time.monotonic() - self._last >= self._interval_s:
+            self._last = time.monotonic()
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """End the redrawn line."""
+        if self._width:
+            print(flush=True)
+
+
 class SilentView:
     """Ranks other than 0, and `logging.progress=off`."""
 

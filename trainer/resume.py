@@ -63,6 +63,13 @@ def _leaves(path: str, value: Any) -> dict[str, Any]:
     return {leaf: item for key, child in value.items() for leaf, item in _leaves(f"{path}.{key}", child).items()}
 
 
+def changed_settings(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
+    """Every setting that differs from the checkpoint's, as ``path: old -> new``; what may change is still said."""
+    now = compose.to_dict(cfg)
+    before, after = ({leaf: v for key in saved for leaf, v in _leaves(key, tree[key]).items()} for tree in (saved, now))
+    return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if after.get(leaf) != old]
+
+
 def check_same_run(saved: dict[str, Any], cfg: RunConfig) -> None:
     """Raise `ConfigError` naming the first setting in which `cfg` would be another run than the checkpoint's."""
     now = compose.to_dict(cfg)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from conf.schema import RunConfig
-from data.corpus import Corpus
+from data.corpus import Corpus, open_corpus
 from parallel.types import ParallelGroups
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
@@ -17,9 +17,9 @@ from trainer.log import RunLog
 from trainer.loop import Ending, Loop
 from trainer.metrics import Report
 from trainer.progress import ProgressView, open_view
-from trainer.resume import TrainState, check_same_run
+from trainer.resume import TrainState, changed_settings, check_same_run
 from trainer.run_dir import RunDir, open_run_dir, write_config
-from trainer.session import Session, build_session, open_data
+from trainer.session import Session, build_session
 from trainer.signals import StopRequest
 from trainer.summary import learning_lines, where_lines
 
@@ -30,7 +30,7 @@ def run_training(cfg: RunConfig, groups: ParallelGroups) -> int:
     stop.install()
     run = open_run_dir(cfg, groups)
     store = CheckpointStore(run.checkpoints, groups, keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every)
-    corpus = open_data(cfg, groups)
+    corpus = open_corpus(cfg)
     reader = _checkpoint_to_continue(cfg, store)
     if reader is not None:
         check_same_run(reader.state["config"], cfg)
@@ -43,6 +43,8 @@ def run_training(cfg: RunConfig, groups: ParallelGroups) -> int:
         run.tokenizer.write_bytes(corpus.tokenizer.model)
     view = open_view(cfg.logging, is_main=groups.is_main, total_steps=session.total_steps, start_step=state.step)
     _announce(view, session, state)
+    for change in changed_settings(reader.state["config"], cfg) if reader is not None else ():
+        view.say(f"  changed since the checkpoint: {change}")
     loop = Loop(session, state, view, stop)
     try:
         ending = loop.run()

@@ -20,14 +20,15 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int | None) -> fl
     Raises `ConfigError` when the schedule decays towards an end and there is none.
     """
     assert step >= 1, f"steps count from 1, got {step}"
-    if step < cfg.warmup_steps:
-        return cfg.lr * step / cfg.warmup_steps
+    warmup = _warmup(cfg)
+    if step < warmup:
+        return cfg.lr * step / warmup
     return cfg.lr * _SHAPES[cfg.name](cfg, step, total_steps)
 
 
 def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
     # T5 holds 1/sqrt(warmup) and then follows 1/sqrt(step); scaled here so that the value at the end of warm-up is lr
-    return math.sqrt(max(cfg.warmup_steps, 1) / step)
+    return math.sqrt(max(_warmup(cfg), 1) / step)
 
 
 def _constant(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
@@ -35,17 +36,17 @@ def _constant(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
 
 
 def _cosine(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
-    done = _progress(cfg, step, cfg.warmup_steps, total_steps)
+    done = _progress(cfg, step, _warmup(cfg), total_steps)
     return _towards_floor(cfg, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _linear(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
-    return _towards_floor(cfg, 1 - _progress(cfg, step, cfg.warmup_steps, total_steps))
+    return _towards_floor(cfg, 1 - _progress(cfg, step, _warmup(cfg), total_steps))
 
 
 def _wsd(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
     last = _end(cfg, total_steps)
-    decay_start = max(cfg.warmup_steps, last - round(last * cfg.decay_fraction))
+    decay_start = max(_warmup(cfg), last - round(last * cfg.decay_fraction))
     return _towards_floor(cfg, 1 - _progress(cfg, step, decay_start, total_steps))
 
 
@@ -57,6 +58,11 @@ def _progress(cfg: ScheduleConfig, step: int, start: int, total_steps: int | Non
 
 def _towards_floor(cfg: ScheduleConfig, height: float) -> float:
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * height
+
+
+def _warmup(cfg: ScheduleConfig) -> int:
+    assert cfg.warmup_steps is not None, "resolve fills it"
+    return cfg.warmup_steps
 
 
 def _end(cfg: ScheduleConfig, total_steps: int | None) -> int:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from conf.derive import sparse_layers
 from conf.schema import RunConfig
-from data.batch import StepBatch
-from data.corpus import Corpus, open_corpus
-from data.loader import build_loader
-from data.prepare import prepare_data
+from data.corpus import Corpus
+from data.loader import Loader, build_loader
 from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
-from parallel import collectives
 from parallel.engine import Engine, compute_dtype
 from parallel.engine_deepspeed import build_engine
 from parallel.layout import Shard, shard_of, tagged_parameters
@@ -54,22 +50,6 @@ def total_steps(cfg: RunConfig) -> int | None:
     return math.ceil(cfg.train.tokens / per_step)
 
 
-def open_data(cfg: RunConfig, groups: ParallelGroups) -> Corpus:
-    """Rank 0 tokenizes what is not in the cache yet; the others wait, then all open the same files."""
-    failure = ""
-    if groups.is_main:
-        try:
-            prepare_data(cfg)
-        except Exception as error:  # every rank must learn of it, or the others wait at the barrier for ever
-            failure = str(error)
-            collectives.broadcast_object(failure, groups.control)
-            raise
-    failure = collectives.broadcast_object(failure, groups.control)
-    if failure:
-        raise SystemExit(2)
-    return open_corpus(cfg)
-
-
 @dataclass(kw_only=True, slots=True)
 class Session:
     """One run on one rank."""
@@ -99,7 +79,7 @@ class Session:
             layer_names=layer_names(self.cfg),
         )
 
-    def train_batches(self, start_step: int) -> Iterator[StepBatch]:
+    def train_batches(self, start_step: int) -> Loader:
         """Training batches from a step on."""
         return build_loader(
             self.corpus,
@@ -110,7 +90,7 @@ class Session:
             start_step=start_step,
         )
 
-    def validation_batches(self, *, shuffled_inputs: bool = False) -> Iterator[StepBatch]:
+    def validation_batches(self, *, shuffled_inputs: bool = False) -> Loader:
         """The held-out batches, the same ones at every evaluation."""
         return build_loader(
             self.corpus,

@@ -4,7 +4,7 @@ import pytest
 
 from conf.compose import compose, to_dict
 from conf.errors import ConfigError
-from trainer.resume import TrainState, check_same_run
+from trainer.resume import TrainState, changed_settings, check_same_run
 
 
 def test_state_round_trip():
@@ -36,3 +36,11 @@ def test_settings_that_make_another_run(change, field):
         check_same_run(to_dict(compose([])), compose([change]))
     assert field in str(caught.value)
     assert "from_checkpoint" in str(caught.value)
+
+
+def test_changes_that_are_allowed_are_said():
+    saved = to_dict(compose(["train.steps=100"]))
+    changes = changed_settings(saved, compose(["train.steps=200"]))
+    assert "train.steps: 100 -> 200" in changes
+    assert "schedule.warmup_steps: 10 -> 20" in changes  # derived from the steps
+    assert changed_settings(saved, compose(["train.steps=100"])) == []
