@@ -150,7 +150,8 @@ class TrainConfig:
     keep_last: int
     keep_every: int | None  # additionally keep every checkpoint whose step is a multiple of this
     resume: Literal["auto", "never", "required"]
-    from_checkpoint: str | None  # start from the weights in this directory (step 0, fresh optimizer)
+    allow_data_change: bool  # go on (or start from weights) although text or tokenizer are not the checkpoint's
+    from_checkpoint: str | None  # start from the weights of this run or checkpoint folder (step 0, fresh optimizer)
     fill_samples: int  # spans shown at the end
 
 

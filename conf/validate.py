@@ -34,7 +34,9 @@ def validate(cfg: RunConfig, *, files: Files = "checked") -> None:
     if files == "checked":
         problems.extend(check_files(cfg))
         if cfg.train.from_checkpoint is not None:
-            problems.extend(check_path("train.from_checkpoint", cfg.train.from_checkpoint, "a checkpoint's directory"))
+            problems.extend(
+                check_path("train.from_checkpoint", cfg.train.from_checkpoint, "a run folder or a checkpoint in it")
+            )
     raise_all(problems)
 
 

@@ -168,6 +168,6 @@ def check_fingerprints(saved: Mapping[str, str], current: Mapping[str, str], *, 
     if changed and not allow:
         raise ConfigError(
             "data", got="; ".join(changed), needs="the tokenizer and data the checkpoint was trained on",
-            hint="the same files as before, or train.from_checkpoint=... to start from its weights",
+            hint="the same files as before, or train.allow_data_change=true to go on with these",
         )  # fmt: skip
     return changed
