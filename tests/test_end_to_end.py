@@ -89,7 +89,7 @@ def test_train_evaluate_fill_generate(text_file, cache, tmp_path):
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
     first = next(row for row in logged if "train/loss" in row)
     assert {"train/aux_loss", "train/dropped", "train/lr", "train/grad_norm", "perf/tokens_per_second"} <= set(first)
-    assert "router/decoder.1/entropy" in first
+    assert "train/router/decoder.1/entropy" in first
     assert len(logged[0]["router/encoder.1/load"]) == 4
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()][-1].startswith("step_")

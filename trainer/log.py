@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
 
 from conf import compose
+from conf.errors import SetupError
+from conf.redact import redact
 from conf.schema import RunConfig
 from trainer.heatmap import heatmap_image
 from trainer.metrics import Report
@@ -38,17 +40,25 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """One JSON object a line, flushed at once; after a resume, rows of steps that will be run again are dropped."""
+    """One JSON object a line, flushed at once; after a resume, rows that will be written again are dropped."""
 
-    def __init__(self, path: Path, *, resume_step: int) -> None:
-        _truncate_after(path, resume_step)
+    def __init__(self, path: Path, *, resume_step: int, evaluates_again: bool) -> None:
+        """Rows beyond `resume_step` go; of that step itself all but the training row if it is evaluated again."""
+        _drop_rows(path, resume_step, evaluates_again=evaluates_again)
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Record one row; a number that is not finite becomes null, since JSON knows none."""
+        """Record one row; a number that is not finite becomes null, since JSON knows none. SetupError: disk full."""
         row = {"step": step, **{name: _json_value(value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SetupError(
+                f"{self._path} cannot be written: {error.strerror or error}; needs room on the disk: the run continues "
+                "from its last checkpoint once there is some"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -61,19 +71,22 @@ def _json_value(value: Value) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _truncate_after(path: Path, step: int) -> None:
-    """Drop rows beyond `step` (a killed run logged them after its last checkpoint) and a half-written last line."""
+def _drop_rows(path: Path, step: int, *, evaluates_again: bool) -> None:
+    """Drop what will be logged again, and a half-written last line; whole or not at all, should we be killed here."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, step, evaluates_again)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _stays(line: str, step: int, evaluates_again: bool) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return row["step"] < step or (row["step"] == step and ("train/loss" in row or not evaluates_again))
 
 
 def wandb_mode(cfg: RunConfig) -> Literal["online", "offline", "disabled"]:
@@ -123,7 +136,7 @@ class WandbSink:
                 id=run.root.name,
                 resume="allow" if mode == "online" else None,
                 dir=str(run.root),
-                config=compose.to_dict(cfg),
+                config=redact(compose.to_dict(cfg)),
                 mode=mode,
                 settings=wandb.Settings(silent=True, init_timeout=30, console="off", disable_git=True),
             )
@@ -154,9 +167,13 @@ class WandbSink:
         """Experts x layers, coloured by load relative to an even share."""
         if self._run is None or not report.layers:
             return
-        import wandb
+        try:
+            import wandb
 
-        image = wandb.Image(heatmap_image(report.layers), caption=f"expert load by layer, step {step}")
+            image = wandb.Image(heatmap_image(report.layers), caption=f"expert load by layer, step {step}")
+        except Exception as error:
+            self._fail(error)
+            return
         self._log({"step": step, "router/heatmap": image})
 
     def close(self) -> None:
@@ -186,13 +203,16 @@ class WandbSink:
 class RunLog:
     """Everything a run records. On ranks other than 0 it records nothing."""
 
-    def __init__(self, run: RunDir, cfg: RunConfig, *, is_main: bool, resume_step: int) -> None:
+    def __init__(
+        self, run: RunDir, cfg: RunConfig, *, is_main: bool, resume_step: int = 0, evaluates_again: bool = True
+    ) -> None:
+        """Raises OSError when `metrics.jsonl` cannot be opened."""
         self.wandb: WandbSink | None = None
         self._sinks: list[Sink] = []
         self.mode: str = "disabled"
         if not is_main:
             return
-        self._sinks.append(JsonlSink(run.metrics, resume_step=resume_step))
+        self._sinks.append(JsonlSink(run.metrics, resume_step=resume_step, evaluates_again=evaluates_again))
         self.mode = mode = wandb_mode(cfg)
         if mode != "disabled":
             self.wandb = WandbSink(run, cfg, mode=mode)

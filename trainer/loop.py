@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Literal
 
+from conf.schema import TrainConfig
 from data.batch import StepBatch
 from trainer.checkpoint.store import SaveResult
 from trainer.evaluate import evaluate
@@ -13,13 +13,12 @@ from trainer.metrics import Meter, Report, flat_metrics, router_metrics
 from trainer.progress import ProgressView
 from trainer.resume import TrainState
 from trainer.routing_table import routing_table
+from trainer.run_dir import Ending
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import StopRequest
 from trainer.step import train_step
 from trainer.throughput import Throughput
-
-Ending = Literal["done", "stopped"]
 
 
 class Loop:
@@ -34,10 +33,21 @@ class Loop:
 
     def run(self) -> Ending:
         """Train to the limit or to a stop request; ends with an evaluation and a checkpoint."""
-        train = self.session.cfg.train
-        if self.state.step == 0:
-            self.first = self._evaluate()
         stopped = False
+        if not self._finished():
+            stopped = self._train()
+        self._save()  # before the last evaluation: whoever loses patience there loses no step
+        if not stopped:
+            self._evaluate()
+        self.session.store.wait()
+        return "stopped" if stopped else "done"
+
+    def _train(self) -> bool:
+        """Steps up to the limit; returns whether a stop was asked for."""
+        train, stopped = self.session.cfg.train, False
+        if evaluates_at(train, self.state):
+            report = self._evaluate()
+            self.first = report if self.state.step == 0 else None
         with self.session.train_batches(self.state.step) as batches:
             while not self._finished() and not stopped:
                 stopped = self._one_step(batches)
@@ -45,17 +55,10 @@ class Loop:
                     self._save()
                 if _due(self.state.step, train.eval_every) and not self._finished() and not stopped:
                     self._evaluate()
-        if not stopped:
-            self._evaluate()
-        self._save()
-        self.session.store.wait()
-        return "stopped" if stopped else "done"
+        return stopped
 
     def _finished(self) -> bool:
-        train = self.session.cfg.train
-        by_steps = train.steps is not None and self.state.step >= train.steps
-        by_tokens = train.tokens is not None and self.state.tokens >= train.tokens
-        return by_steps or by_tokens
+        return finished(self.session.cfg.train, self.state)
 
     def _one_step(self, batches: Iterator[StepBatch]) -> bool:
         """One step and its log row; returns whether some rank asked to stop."""
@@ -97,7 +100,8 @@ class Loop:
         metrics |= self._throughput.take()
         if self.session.store.failed:
             metrics["train/ckpt_failed"] = float(self.session.store.failed)
-        self.session.log.write(self.state.step, {**metrics, **router_metrics(report, per_expert=False)})
+        routing = router_metrics(report, prefix="train/router", per_expert=False)
+        self.session.log.write(self.state.step, {**metrics, **routing})
         self.view.update(self.state.step, metrics)
 
     def _evaluate(self) -> Report:
@@ -110,7 +114,8 @@ class Loop:
             device=session.device,
         )
         self.last = report
-        session.log.write(self.state.step, {**flat_metrics("eval", report), **router_metrics(report, per_expert=True)})
+        routing = router_metrics(report, prefix="router", per_expert=True)
+        session.log.write(self.state.step, {**flat_metrics("eval", report), **routing})
         session.log.heatmap(self.state.step, report)
         self.view.say(
             f"eval at step {self.state.step}: loss {report.loss:.3f} "
@@ -131,6 +136,21 @@ class Loop:
         self.session.save(self.state)
         self._saved_step = self.state.step
         self._throughput.restart()
+
+
+def finished(train: TrainConfig, state: TrainState) -> bool:
+    """Whether a run that stands at `state` has reached its limit."""
+    by_steps = train.steps is not None and state.step >= train.steps
+    by_tokens = train.tokens is not None and state.tokens >= train.tokens
+    return by_steps or by_tokens
+
+
+def evaluates_at(train: TrainConfig, state: TrainState) -> bool:
+    """Whether an evaluation belongs to the step at which a run begins or goes on.
+
+    One that resumes there evaluates (again): its predecessor may have been killed between the save and the evaluation.
+    """
+    return state.step == 0 or _due(state.step, train.eval_every) or finished(train, state)
 
 
 def _due(step: int, every: int | None) -> bool:

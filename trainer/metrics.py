@@ -160,11 +160,14 @@ def flat_metrics(prefix: str, report: Report) -> dict[str, float]:
     return metrics
 
 
-def router_metrics(report: Report, *, per_expert: bool) -> dict[str, float | list[float]]:
-    """`router/<stack>.<layer>/...`: scalars always, the load and probability of every expert on request."""
+def router_metrics(report: Report, *, prefix: str, per_expert: bool) -> dict[str, float | list[float]]:
+    """`<prefix>/<stack>.<layer>/...`: scalars always, the load and probability of every expert on request.
+
+    Training and evaluation differ in capacity and jitter, so they have prefixes of their own.
+    """
     metrics: dict[str, float | list[float]] = {}
     for layer in report.layers:
-        base = f"router/{layer.name}"
+        base = f"{prefix}/{layer.name}"
         metrics |= {
             f"{base}/dropped": layer.dropped,
             f"{base}/entropy": layer.entropy,

@@ -111,9 +111,11 @@ class Session:
         )
 
     def close(self) -> None:
-        """Finish what runs in the background."""
-        self.log.close()
-        self.store.close()
+        """Finish what runs in the background: the save first, since the log may wait for a network."""
+        try:
+            self.store.close()
+        finally:
+            self.log.close()
 
 
 def build_session(
@@ -132,7 +134,7 @@ def build_session(
         corpus=corpus,
         engine=engine,
         store=store,
-        log=RunLog(run, cfg, is_main=False, resume_step=0),
+        log=RunLog(run, cfg, is_main=False),
         shards=shards,
         total_steps=total_steps(cfg),
     )

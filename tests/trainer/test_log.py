@@ -1,12 +1,14 @@
 """metrics.jsonl is complete and survives kills; W&B never stands in the way."""
 
 import json
+import os
 import sys
 import types
 
 import pytest
 
 from conf.compose import compose
+from conf.errors import SetupError
 from trainer.log import JsonlSink, RunLog, wandb_mode
 from trainer.run_dir import RunDir
 
@@ -16,7 +18,7 @@ def rows(path):
 
 
 def test_one_object_a_line_with_step_and_flat_names(tmp_path):
-    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_step=0)
+    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_step=0, evaluates_again=True)
     sink.write(1, {"train/loss": 2.5})
     sink.write(2, {"train/loss": float("nan"), "router/encoder.1/load": [0.5, float("inf")]})
     assert rows(tmp_path / "metrics.jsonl") == [
@@ -26,7 +28,7 @@ def test_one_object_a_line_with_step_and_flat_names(tmp_path):
 
 
 def test_rows_are_on_disk_before_close(tmp_path):
-    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_step=0)
+    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_step=0, evaluates_again=True)
     sink.write(1, {"train/loss": 1.0})
     assert len(rows(tmp_path / "metrics.jsonl")) == 1
 
@@ -34,8 +36,25 @@ def test_rows_are_on_disk_before_close(tmp_path):
 def test_resume_drops_later_rows_and_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "trai')
-    JsonlSink(path, resume_step=2).write(3, {"again": 1.0})
+    JsonlSink(path, resume_step=2, evaluates_again=False).write(3, {"again": 1.0})
     assert rows(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1.0}]
+
+
+@pytest.mark.parametrize(("again", "kept"), [(True, ["train/loss"]), (False, ["train/loss", "eval/loss"])])
+def test_an_evaluation_that_is_made_again_is_not_logged_twice(tmp_path, again, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "train/loss": 1.0}\n{"step": 2, "eval/loss": 1.0}\n{"step": 3, "train/loss": 1.0}\n')
+    JsonlSink(path, resume_step=2, evaluates_again=again).close()
+    assert [name for row in rows(path) for name in row if name != "step"] == kept
+
+
+def test_a_full_disk_is_said_in_words(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl", resume_step=0, evaluates_again=True)
+    with open("/dev/full", "a") as full:
+        sink._file = full
+        with pytest.raises(SetupError, match=r"metrics\.jsonl cannot be written: No space left"):
+            sink.write(1, {"train/loss": 1.0})
+        sink._file = open(os.devnull, "a")  # noqa: SIM115  # closing a full one would raise again
 
 
 def test_auto_is_offline_without_a_key(monkeypatch, tmp_path):
@@ -71,7 +90,7 @@ def test_a_broken_wandb_does_not_stop_the_run(monkeypatch, tmp_path, caplog):
     fake.init = lambda **kwargs: _BrokenRun()
     fake.Settings = lambda **kwargs: None
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    log = RunLog(RunDir(root=tmp_path), compose(["logging.wandb=offline"]), is_main=True, resume_step=0)
+    log = RunLog(RunDir(root=tmp_path), compose(["logging.wandb=offline"]), is_main=True)
     log.write(1, {"train/loss": 1.0})
     log.write(2, {"train/loss": 0.5})
     log.close()
@@ -80,7 +99,7 @@ def test_a_broken_wandb_does_not_stop_the_run(monkeypatch, tmp_path, caplog):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    log = RunLog(RunDir(root=tmp_path), compose([]), is_main=False, resume_step=0)
+    log = RunLog(RunDir(root=tmp_path), compose([]), is_main=False)
     log.write(1, {"train/loss": 1.0})
     log.close()
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +110,7 @@ def test_offline_run_keeps_secrets_out(monkeypatch, tmp_path):
     canary = "c4n4ry" * 7
     monkeypatch.setenv("WANDB_API_KEY", canary[:40])
     monkeypatch.setenv("HF_TOKEN", canary)
-    log = RunLog(RunDir(root=tmp_path), compose(["logging.wandb=offline"]), is_main=True, resume_step=0)
+    log = RunLog(RunDir(root=tmp_path), compose(["logging.wandb=offline"]), is_main=True)
     log.write(1, {"train/loss": 1.0})
     log.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -70,11 +70,11 @@ def test_router_metrics_have_stable_names():
     meter = Meter(pieces=100, layer_names=("decoder.3",))
     meter.add(output(LOSSES, [routing([3.0, 1.0], [2.0, 1.0], tokens=4.0)]), TARGETS, None)
     report = meter.reduce(single_process())
-    assert set(router_metrics(report, per_expert=True)) == {
+    assert set(router_metrics(report, prefix="router", per_expert=True)) == {
         f"router/decoder.3/{name}"
         for name in ("load", "probability", "dropped", "entropy", "confidence", "z", "aux", "imbalance")
     }
-    assert "router/decoder.3/load" not in router_metrics(report, per_expert=False)
+    assert "router/decoder.3/load" not in router_metrics(report, prefix="router", per_expert=False)
 
 
 def test_a_nan_is_noticed():
