@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from conf.errors import RankDisagreement
-from parallel.collectives import gather_objects
+from conf.errors import RankDisagreement, SetupError
+from parallel.collectives import broadcast_object, gather_objects
 from parallel.types import ParallelGroups
 
 
@@ -26,6 +27,19 @@ def agree(name: str, value: Any, groups: ParallelGroups) -> None:
     if len(holders) > 1:
         told = "; ".join(f"{held} on {_ranks(ranks)}" for held, ranks in holders.items())
         raise RankDisagreement(f"{name}: ranks disagree: {told}")
+
+
+def on_main(act: Callable[[], None], groups: ParallelGroups) -> None:
+    """Run `act` on rank 0 alone; an OSError there becomes a SetupError on every rank, so that none waits for rank 0."""
+    error = None
+    if groups.is_main:
+        try:
+            act()
+        except OSError as caught:
+            error = f"{caught.filename or 'a file of the run'} cannot be written: {caught.strerror or caught}"
+    error = broadcast_object(error, groups.control)
+    if error is not None:
+        raise SetupError(f"{error}; needs a writable folder with room on the disk; try runs_dir=FOLDER")
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.batch import StepBatch
+from data.batch import StepBatch, token_masks
+from data.corpus import Corpus
 from model.t5.model import SwitchTransformer
+from parallel import collectives
 from parallel.types import ParallelGroups
 from trainer.metrics import Meter, Report
 from trainer.step import to_device
@@ -37,12 +40,22 @@ def evaluate(
     return meter.reduce(groups)
 
 
+def unigram_nats(corpus: Corpus, batches: Iterable[StepBatch], groups: ParallelGroups) -> float:
+    """Unigram cross-entropy (nats) of the text tokens of every rank's `batches` together; the same on all ranks."""
+    targets = np.concatenate([micro.targets_BT for batch in batches for micro in batch.micro])
+    count = int(token_masks(targets, pieces=corpus.tokenizer.pieces).text.sum())
+    nats = corpus.unigram_nats(targets) * count if count else 0.0
+    # Tensor ranks hold the same tokens: both sums grow alike, and their ratio stays.
+    total, tokens = collectives.all_reduce(torch.tensor([nats, count], dtype=torch.float64), groups.control).tolist()
+    return total / tokens if tokens else math.nan
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     result = argparse.ArgumentParser(
         prog="pointsman eval",
         description="Evaluate a trained model on held-out text, in one process, whatever layout trained it.",
-        epilog="example: pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",
+        epilog="example: pointsman eval runs/first data.source=text data.files='docs/*.jsonl' train.eval_batches=20",
     )
     result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
     result.add_argument("overrides", nargs="*", help="settings to change for the evaluation, e.g. other data")
@@ -63,7 +76,9 @@ def main(argv: Sequence[str]) -> int:
 
     loaded = load_run(arguments.run, overrides=arguments.overrides)
     cfg, module = loaded.cfg, loaded.module
-    prepare_data(cfg, progress=PreparationView().update)
+    view = PreparationView()
+    prepare_data(cfg, progress=view.update)
+    view.close()
     corpus = open_corpus(cfg)
 
     def batches(*, shuffled: bool = False) -> Iterator[StepBatch]:
@@ -74,10 +89,11 @@ def main(argv: Sequence[str]) -> int:
         return evaluate(module, batches(shuffled=shuffled), meter, groups=loaded.groups, device=loaded.device)
 
     straight = report(shuffled=False)
-    targets = [micro.targets_BT for batch in batches() for micro in batch.micro]
-    unigram = corpus.unigram_nats(np.concatenate(targets))
+    unigram = unigram_nats(corpus, batches(), loaded.groups)
     print(f"{loaded.reader.path} at step {loaded.reader.state['step']}, {straight.tokens:,.0f} target tokens")
-    print("\n".join(learning_lines(first=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True))))
+    print(
+        "\n".join(learning_lines(first_loss=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True)))
+    )
     print(routing_table(straight, capacity_factor=cfg.moe.eval_capacity_factor))
     return 0
 

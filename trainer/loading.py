@@ -36,17 +36,20 @@ class LoadedRun:
     groups: ParallelGroups
 
 
-def locate(path: Path) -> tuple[RunDir, Path]:
-    """The run folder and the checkpoint that `path` names: a run folder (newest whole one) or one checkpoint in it."""
+def locate(path: Path, groups: ParallelGroups, *, field: str = "RUN") -> tuple[RunDir, Path]:
+    """The run folder and the checkpoint that `path` names: a run folder (newest whole one) or one checkpoint in it.
+
+    Collective. Raises ConfigError naming `field` for another folder, CheckpointError for a run without checkpoints.
+    """
     path = path.expanduser()
     if (path / "manifest.json").exists():
         return RunDir(root=path.resolve().parent.parent), path
     run = RunDir(root=path)
     if not run.config.exists():
         raise ConfigError(
-            "RUN", got=str(path), needs="a run folder or one of its checkpoints", hint="a folder below runs/"
+            field, got=str(path), needs="a run folder or one of its checkpoints", hint="a folder below runs/"
         )
-    store = CheckpointStore(run.checkpoints, single_process(), lock=False)
+    store = CheckpointStore(run.checkpoints, groups, lock=False)
     newest = store.latest_valid()
     if newest is None:
         raise CheckpointError(f"{run.checkpoints} holds no checkpoint yet; train first or name another run")
@@ -65,13 +68,13 @@ def single_process_config(cfg: RunConfig, run: RunDir) -> RunConfig:
     )
 
 
-def load_run(path: Path, *, overrides: Sequence[str] = (), dtype: str | None = None) -> LoadedRun:
-    """Load a run's weights at one process, whatever layout wrote them. Verifies every file first."""
-    run, checkpoint = locate(path)
+def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
+    """Load a run's weights in its precision at one process, whatever layout wrote them; every file is verified."""
+    run, checkpoint = locate(path, single_process())
     cfg = single_process_config(compose.load(run.config, overrides=overrides), run)
     groups = single_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = build_model(cfg, groups, device=device, dtype=compute_dtype(dtype or "fp32"))
+    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
     reader = CheckpointReader(checkpoint)
     reader.check_names({name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)})
     load_weights(module, reader, groups)

@@ -8,6 +8,8 @@ from typing import Any
 from conf import compose
 from conf.errors import ConfigError
 from conf.schema import RunConfig
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.run_dir import RunDir
 
 # Settings that decide what the run *is*: changing one under a checkpoint would silently make another run of it.
 _IDENTITY = (
@@ -70,10 +72,24 @@ def changed_settings(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
     return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if after.get(leaf) != old]
 
 
+def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: RunDir) -> None:
+    """Raise `ConfigError` unless weights to start from know the ids of this run's tokenizer (its fingerprint)."""
+    if reader.state["fingerprints"]["tokenizer"] == corpus_tokenizer:
+        return
+    raise ConfigError(
+        "data.tokenizer",
+        got=f"one of fingerprint {corpus_tokenizer[:12]}",
+        needs=f"the one of {reader.path}: to its weights every id of another tokenizer is another word",
+        hint=f"data.tokenizer={run.tokenizer}, or train.allow_data_change=true",
+    )
+
+
 def check_same_run(saved: dict[str, Any], cfg: RunConfig) -> None:
     """Raise `ConfigError` naming the first setting in which `cfg` would be another run than the checkpoint's."""
     now = compose.to_dict(cfg)
     for path in _IDENTITY:
+        if path == "data.source" and cfg.train.allow_data_change:
+            continue
         before, after = _leaves(path, _lookup(saved, path)), _leaves(path, _lookup(now, path))
         for leaf, old in before.items():
             if after.get(leaf) != old:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from conf.schema import RunConfig
-from data.corpus import Corpus, open_corpus
+from data.corpus import open_corpus
+from parallel.consensus import on_main
 from parallel.types import ParallelGroups
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, unigram_nats
 from trainer.filling import sample_lines
+from trainer.loading import locate
 from trainer.log import RunLog
-from trainer.loop import Ending, Loop
+from trainer.loop import Loop, evaluates_at, finished
 from trainer.metrics import Report
 from trainer.progress import ProgressView, open_view
-from trainer.resume import TrainState, changed_settings, check_same_run
-from trainer.run_dir import RunDir, open_run_dir, write_config
+from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
+from trainer.run_dir import Ending, RunDir, open_run_dir, write_config, write_status
 from trainer.session import Session, build_session
 from trainer.signals import StopRequest
 from trainer.summary import learning_lines, where_lines
@@ -30,31 +32,61 @@ def run_training(cfg: RunConfig, groups: ParallelGroups) -> int:
     stop.install()
     run = open_run_dir(cfg, groups)
     store = CheckpointStore(run.checkpoints, groups, keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every)
+    try:
+        session, state, notes = _open(cfg, groups, run, store)
+        return _train(session, state, notes, stop)
+    finally:
+        store.close()
+
+
+def _open(
+    cfg: RunConfig, groups: ParallelGroups, run: RunDir, store: CheckpointStore
+) -> tuple[Session, TrainState, list[str]]:
+    """The session, where it stands, and what to tell about changes since the checkpoint it continues."""
     corpus = open_corpus(cfg)
     reader = _checkpoint_to_continue(cfg, store)
+    notes: list[str] = []
     if reader is not None:
         check_same_run(reader.state["config"], cfg)
-        check_fingerprints(reader.state["fingerprints"], corpus.fingerprint)
+        saved = reader.state["fingerprints"]
+        notes = changed_settings(reader.state["config"], cfg)
+        notes += check_fingerprints(saved, corpus.fingerprint, allow=cfg.train.allow_data_change)
     session = build_session(cfg, groups, run, corpus, store)
     state = restore(session, reader)
-    session.log = RunLog(run, cfg, is_main=groups.is_main, resume_step=state.step)
-    if groups.is_main:
+
+    def begin() -> None:
+        session.log = RunLog(
+            run, cfg, is_main=True, resume_step=state.step, evaluates_again=evaluates_at(cfg.train, state)
+        )
         write_config(run, cfg)
         run.tokenizer.write_bytes(corpus.tokenizer.model)
-    view = open_view(cfg.logging, is_main=groups.is_main, total_steps=session.total_steps, start_step=state.step)
-    _announce(view, session, state)
-    for change in changed_settings(reader.state["config"], cfg) if reader is not None else ():
-        view.say(f"  changed since the checkpoint: {change}")
+        write_status(run, "running", step=state.step)
+
+    on_main(begin, groups)
+    return session, state, notes
+
+
+def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequest) -> int:
+    cfg, is_main = session.cfg, session.groups.is_main
+    view = open_view(cfg.logging, is_main=is_main, total_steps=session.total_steps, start_step=state.step)
     loop = Loop(session, state, view, stop)
     try:
+        _announce(view, session, state)
+        for note in notes:
+            view.say(f"  changed since the checkpoint: {note}")
         ending = loop.run()
         lines = _closing(session, loop, ending)
+    except BaseException as error:
+        if is_main:
+            with suppress(OSError):  # losing the note must not hide the error itself
+                write_status(session.run, "failed", step=loop.state.step, reason=f"{type(error).__name__}: {error}")
+        raise
     finally:
         view.close()
         session.close()
-    if groups.is_main:
+    if is_main:
         print("\n".join(lines), flush=True)
-        _write_status(run, loop, ending)
+        write_status(session.run, ending, step=loop.state.step, reason=stop.name)
     return 0
 
 
@@ -76,7 +108,10 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
         session.engine.load_state(reader.for_engine(session.shards))
         return TrainState.from_json(reader.state)
     if weights is not None:
-        source = CheckpointReader(Path(weights))
+        origin, checkpoint = locate(Path(weights), session.groups, field="train.from_checkpoint")
+        source = CheckpointReader(checkpoint)
+        if not session.cfg.train.allow_data_change:
+            check_same_tokenizer(source, session.corpus.tokenizer.fingerprint, origin)
         source.check_names(session.shards)
         session.engine.load_state(source.for_engine(session.shards), weights_only=True)
     return TrainState()
@@ -90,7 +125,11 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
         f"dp {groups.dp.size}, ep {groups.ep.size}, etp {groups.etp.size}, ZeRO-{cfg.parallel.zero}, "
         f"{cfg.train.precision}, {session.device.type}"
     )
-    if state.step:
+    if finished(cfg.train, state):
+        view.say(
+            f"this run has reached its end, step {state.step}: a larger train.steps (or train.tokens) continues it"
+        )
+    elif state.step:
         view.say(f"continuing at step {state.step}")
 
 
@@ -111,10 +150,11 @@ def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
         groups=session.groups,
         device=session.device,
     )
-    unigram = unigram_nats(session.corpus, session)
-    first, last = loop.first, loop.last
+    unigram = unigram_nats(session.corpus, session.validation_batches(), session.groups)
+    last = loop.last
+    first_loss = loop.first.loss if loop.first else logged_loss(session.run.metrics, step=0)
     session.log.write(loop.state.step, closing_metrics(last, shuffled, unigram))
-    learned = learning_lines(first=first, last=last, unigram_nats=unigram, shuffled=shuffled)
+    learned = learning_lines(first_loss=first_loss, last=last, unigram_nats=unigram, shuffled=shuffled)
     return ["", *learned, "", *sample_lines(session), "", *where]
 
 
@@ -128,16 +168,9 @@ def closing_metrics(last: Report, shuffled: Report, unigram: float) -> dict[str,
     }
 
 
-def unigram_nats(corpus: Corpus, session: Session) -> float:
-    """Unigram cross-entropy of the validation targets' text tokens (each rank of the data axis sees its own rows)."""
-    import numpy as np
-
-    targets = [micro.targets_BT for batch in session.validation_batches() for micro in batch.micro]
-    return corpus.unigram_nats(np.concatenate(targets))
-
-
-def _write_status(run: RunDir, loop: Loop, ending: Ending) -> None:
-    status = {"ending": ending, "step": loop.state.step, "signal": loop.stop.name, "time": time.time()}
-    temporary = run.status.with_suffix(".tmp")
-    temporary.write_text(json.dumps(status) + "\n")
-    temporary.replace(run.status)
+def logged_loss(metrics: Path, *, step: int) -> float | None:
+    """Validation loss that an earlier attempt of the run logged at `step`; None where there is none."""
+    if not metrics.exists():
+        return None
+    rows = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
+    return next((row["eval/loss"] for row in rows if row["step"] == step and "eval/loss" in row), None)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from conf import compose
 from conf.schema import RunConfig
 from parallel import collectives
+from parallel.consensus import on_main
 from parallel.types import ParallelGroups
+
+Ending = Literal["done", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +55,20 @@ def default_name(cfg: RunConfig) -> str:
 
 
 def open_run_dir(cfg: RunConfig, groups: ParallelGroups) -> RunDir:
-    """Create the folder. Rank 0 names it, so that all ranks agree although their clocks may not."""
+    """Create the folder (collective). Rank 0 names it, so that all ranks agree although their clocks may not."""
     name = cfg.name or collectives.broadcast_object(default_name(cfg), groups.control)
     run = RunDir(root=Path(cfg.runs_dir).expanduser() / name)
-    if groups.is_main:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    on_main(lambda: run.checkpoints.mkdir(parents=True, exist_ok=True), groups)
     return run
+
+
+def write_status(
+    run: RunDir, ending: Ending | Literal["running", "failed"], *, step: int, reason: str | None = None
+) -> None:
+    """Replace `status.json`. "running" is written too, so that a killed run does not show how an earlier one ended."""
+    temporary = run.status.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"ending": ending, "step": step, "reason": reason, "time": time.time()}) + "\n")
+    temporary.replace(run.status)
 
 
 def write_config(run: RunDir, cfg: RunConfig) -> None:

@@ -8,12 +8,12 @@ from trainer.metrics import Report
 from trainer.run_dir import RunDir
 
 
-def learning_lines(*, first: Report | None, last: Report, unigram_nats: float, shuffled: Report) -> list[str]:
+def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: float, shuffled: Report) -> list[str]:
     """How far the loss fell, how it compares with a unigram model, and whether the decoder reads the encoder."""
     lines = []
-    if first is not None:
-        fall = 1.0 - last.loss / first.loss
-        lines.append(f"validation loss      {first.loss:.3f} -> {last.loss:.3f} nats per token (down {fall:.0%})")
+    if first_loss is not None:
+        fall = 1.0 - last.loss / first_loss
+        lines.append(f"validation loss      {first_loss:.3f} -> {last.loss:.3f} nats per token (down {fall:.0%})")
     else:
         lines.append(f"validation loss      {last.loss:.3f} nats per token")
     lines.append(f"  text tokens        {last.loss_text:.3f}   sentinel tokens {last.loss_sentinel:.3f}")
