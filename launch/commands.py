@@ -96,7 +96,7 @@ presets
 
 first steps
   pointsman train                                   a small model on the embedded corpus, two ranks on the CPU
-  pointsman fill "The <extra_id_0> of the list."    ask the model you have just trained
+  pointsman fill runs/NAME "The <mask> of the list."   ask the model you have just trained
   pointsman config parallel.tp=2 launch.nproc=4     what a layout would be, without starting it
 
 Everything a run writes lies in runs/<name>/; tokenizers and shards in data.cache_dir.

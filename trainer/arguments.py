@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from conf.errors import ConfigError
+
 if TYPE_CHECKING:
     from model.generate import GenerateOptions
 
@@ -26,6 +28,10 @@ def decoding_options(arguments: argparse.Namespace) -> GenerateOptions:
     """The options as the model's generator takes them; raises `ConfigError` for values out of range."""
     from model.generate import GenerateOptions
 
+    if arguments.sample and arguments.beams > 1:
+        raise ConfigError(
+            "--sample", got=f"--beams {arguments.beams} as well", needs="one of the two", hint="--beams 1"
+        )
     return GenerateOptions(
         mode="sample" if arguments.sample else "beam" if arguments.beams > 1 else "greedy",
         max_length=arguments.max_length,
@@ -33,6 +39,6 @@ def decoding_options(arguments: argparse.Namespace) -> GenerateOptions:
         top_k=arguments.top_k or None,
         top_p=arguments.top_p,
         seed=arguments.seed,
-        beams=max(arguments.beams, 1),
+        beams=arguments.beams,
         length_penalty=arguments.length_penalty,
     )

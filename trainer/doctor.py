@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from conf.errors import ConfigError
+
 _PACKAGES = (
     "torch",
     "deepspeed",
@@ -22,6 +24,9 @@ _PACKAGES = (
     "safetensors",
     "numpy",
 )
+
+
+_EXCHANGE_S = 300
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +77,12 @@ def exchange_lines(nproc: int, mib: int) -> list[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command += ["-m", "trainer.exchange_check", str(mib)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_EXCHANGE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return [f"all-to-all      FAILED: not done after {_EXCHANGE_S} s; try --nproc 2 --mib 1"]
     lines = [line for line in done.stdout.splitlines() if line.startswith("all-to-all")]
     if done.returncode == 0 and lines:
         return lines
@@ -82,6 +92,9 @@ def exchange_lines(nproc: int, mib: int) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Run the command; exit code 1 when the exchange fails."""
     arguments = parser().parse_args(argv)
+    for name in ("nproc", "mib"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name}", got=getattr(arguments, name), needs="at least 1", hint=f"--{name} 2")
     for line in (*version_lines(), *device_lines(), *tool_lines()):
         print(line)
     if arguments.no_exchange:

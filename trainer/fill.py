@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from conf.errors import ConfigError
 from trainer.arguments import add_decoding_arguments, decoding_options
 
 
@@ -26,11 +27,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """Texts from the command line, else from the file, else from standard input."""
+    """Texts from the command line, else the lines that are not blank of the file, else of standard input."""
     if texts:
         return list(texts)
-    lines = file.read_text(encoding="utf-8").splitlines() if file else sys.stdin.read().splitlines()
-    return [line for line in lines if line.strip()]
+    try:
+        content = file.expanduser().read_text(encoding="utf-8") if file else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        got = str(file) if file else "standard input"
+        raise ConfigError("--file", got=got, needs=f"readable UTF-8 text ({error})", hint="another file") from error
+    lines = [line for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError("TEXT", got="nothing", needs="at least one line of text", hint="'The <mask> sat on the mat'")
+    return lines
 
 
 def main(argv: Sequence[str]) -> int:

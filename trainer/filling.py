@@ -20,6 +20,7 @@ from model.t5.model import SwitchTransformer
 from parallel import collectives
 from trainer.session import Session
 
+_ROWS_AT_ONCE = 16  # what a row gives does not depend on its companions
 _MASK = re.compile(r"<mask>|<extra_id_(\d+)>")
 
 
@@ -75,8 +76,7 @@ def fill_texts(
 ) -> list[Filled]:
     """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
     encoded = [encode_masked(tokenizer, text) for text in texts]
-    tokens_BL = pad_ids(encoded, next(module.parameters()).device)
-    generated = generate(module, tokens_BL, options=options).tokens_BT.tolist()
+    generated = generate_rows(module, encoded, options)
     filled = []
     for text, ids in zip(texts, generated, strict=True):
         pieces = split_masks(text)
@@ -84,6 +84,18 @@ def fill_texts(
         joined = pieces[0] + "".join(span + piece for span, piece in zip(spans, pieces[1:], strict=True))
         filled.append(Filled(spans=tuple(spans), text=joined))
     return filled
+
+
+def generate_rows(
+    module: SwitchTransformer, rows: Sequence[Sequence[int]], options: GenerateOptions
+) -> list[list[int]]:
+    """Generated ids for each row of encoder ids, a few rows at a time: a file may hold any number of lines."""
+    device = next(module.parameters()).device
+    generated: list[list[int]] = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        tokens_BL = pad_ids(rows[start : start + _ROWS_AT_ONCE], device)
+        generated += generate(module, tokens_BL, options=options).tokens_BT.tolist()
+    return generated
 
 
 def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -101,12 +113,12 @@ def sample_lines(session: Session) -> list[str]:
         return []
     tokenizer = session.corpus.tokenizer
     micro = next(iter(session.validation_batches())).micro[0]
-    rows = min(count, len(micro.encoder_tokens_BL))
-    mine = (micro.encoder_tokens_BL[:rows].tolist(), micro.targets_BT[:rows].tolist())
+    real = micro.encoder_tokens_BL.any(axis=1)  # a small held-out part ends in rows of padding
+    mine = (micro.encoder_tokens_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
     inputs, targets = collectives.broadcast_object(mine, session.groups.control)
-    options = GenerateOptions(max_length=session.cfg.data.decoder_length or 64)
-    device = session.device
-    generated = generate(session.module, torch.tensor(inputs, device=device), options=options).tokens_BT.tolist()
+    assert session.cfg.data.decoder_length is not None, "resolve fills it"
+    options = GenerateOptions(max_length=session.cfg.data.decoder_length)
+    generated = generate_rows(session.module, inputs, options)
     lines = ["spans filled on held-out text (true -> filled):"]
     for source, target, output in zip(inputs, targets, generated, strict=True):
         lines += _sample(tokenizer, source, target, output)

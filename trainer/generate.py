@@ -31,16 +31,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     texts = read_texts(arguments.text, arguments.file)
     from data.batch import EOS_ID
-    from model.generate import generate
-    from trainer.filling import encode_masked, has_mask, pad_ids
+    from trainer.filling import encode_masked, generate_rows, has_mask
     from trainer.loading import load_run
 
     loaded = load_run(arguments.run)
     tokenizer = loaded.tokenizer
     rows = [encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts]
-    options = decoding_options(arguments)
-    result = generate(loaded.module, pad_ids(rows, loaded.device), options=options)
-    for ids in result.tokens_BT.tolist():
+    for ids in generate_rows(loaded.module, rows, decoding_options(arguments)):
         real = [token for token in ids if token > EOS_ID]
         print(" ".join(map(str, real)) if arguments.ids else tokenizer.decode(real))
     return 0

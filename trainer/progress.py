@@ -91,7 +91,7 @@ class PlainView:
     def _left(self, step: int, now: float) -> str:
         if self._total is None or step <= self._start:
             return ""
-        seconds = (now - self._began) / (step - self._start) * (self._total - step)
+        seconds = (now - self._began) / (step - self._start) * max(self._total - step, 0)
         return f"left {int(seconds // 60)}:{int(seconds % 60):02d}"
 
     def say(self, text: str) -> None:
