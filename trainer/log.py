@@ -9,6 +9,7 @@ import netrc
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlparse
@@ -61,8 +62,9 @@ class JsonlSink:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Rows are flushed as they are written, and a failure of that was raised then."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def _json_value(value: Value) -> Any:
