@@ -7,6 +7,7 @@ size is planned in one process.
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -65,9 +66,10 @@ def destroy_groups() -> None:
     """Take every group down. Call before a rank exits: without it gloo's threads often abort a finished process."""
     if not dist.is_initialized():
         return
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
+    # Only a process that has built groups has Megatron-Core loaded; importing it takes seconds.
+    parallel_state = sys.modules.get("megatron.core.parallel_state")
+    if parallel_state is not None:
+        parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 
 import pytest
@@ -72,6 +73,13 @@ def build_twice(rank: int, world: int) -> tuple[int, int]:
     return first.tp.size, second.tp.size
 
 
+def leave_without_megatron(rank: int, world: int) -> bool:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "megatron"]:
+        del sys.modules[name]  # the harness has loaded it
+    destroy_groups()
+    return "megatron" in sys.modules or torch.distributed.is_initialized()
+
+
 def from_the_environment(rank: int, world: int, port: int) -> tuple[int, float]:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # RANK and WORLD_SIZE: the harness sets them
     groups = init_groups(parallel_config(ep=2))
@@ -112,6 +120,10 @@ def test_the_default_group_comes_from_the_launchers_environment():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     assert run_ranks(from_the_environment, 2, port, backend=None) == [(0, 3.0), (1, 3.0)]
+
+
+def test_taking_groups_down_does_not_load_megatron():
+    assert run_ranks(leave_without_megatron, 1) == [False]
 
 
 def test_a_second_layout_replaces_the_first():
