@@ -5,14 +5,13 @@ Shape suffixes: B batch, T decoder length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from conf.schema import MoeConfig
-from model.moe.types import LayerRouting
+from model.moe.semantics import SEMANTICS
 from model.t5.model import ModelOutput
 
 
@@ -45,26 +44,22 @@ class LossParts:
 
 def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> LossParts:
     """Cross-entropy, auxiliary loss and z-loss of one micro-batch. Scalars in fp32 (or wider)."""
+    semantics = SEMANTICS[moe.semantics]
     ce = output.token_loss_BT.sum() / scale.target_tokens
-    layers = output.encoder_routing + output.decoder_routing
-    # flaxformer averages over expert layers, the other semantics add them up (PARITY b1.5, b2.6).
-    shares = max(len(layers), 1) if moe.semantics == "flaxformer" else 1
-    aux = _sum([layer.aux_loss / layer.stats.groups for layer in layers], like=ce)
-    aux = aux * (moe.aux_loss_weight / (scale.replicas * shares))
-    z_encoder = _z_sum(output.encoder_routing, like=ce) / scale.encoder_tokens
-    z_decoder = _z_sum(output.decoder_routing, like=ce) / scale.decoder_tokens
-    z = (z_encoder + z_decoder) * (z_weight(moe) / shares)
+    aux, z = torch.zeros_like(ce), torch.zeros_like(ce)
+    layers = len(output.encoder_routing) + len(output.decoder_routing)
+    stacks = ((output.encoder_routing, scale.encoder_tokens), (output.decoder_routing, scale.decoder_tokens))
+    for routing, real_tokens in stacks:
+        shares = {"sum": 1, "mean": layers, "stack_mean": len(routing)}[semantics.over_layers]
+        for layer in routing:
+            aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
+            # Every micro-batch has as many tokens when padding counts; when it does not, the step's sum is needed.
+            tokens = real_tokens if semantics.z_tokens == "real" else layer.positions * scale.replicas
+            z = z + layer.z_sum / tokens / shares
+    aux, z = aux * moe.aux_loss_weight, z * z_weight(moe)
     return LossParts(total=(ce + aux + z) * scale.replicas, ce=ce.detach(), aux=aux.detach(), z=z.detach())
 
 
 def z_weight(moe: MoeConfig) -> float:
-    """Effective weight of the z-loss: Mesh-TensorFlow adds it before multiplying by the auxiliary weight (b1.10)."""
-    return moe.z_loss_weight * moe.aux_loss_weight if moe.semantics == "mesh_tf" else moe.z_loss_weight
-
-
-def _z_sum(layers: Sequence[LayerRouting], *, like: Tensor) -> Tensor:
-    return _sum([layer.z_sum for layer in layers], like=like)
-
-
-def _sum(terms: Sequence[Tensor], *, like: Tensor) -> Tensor:
-    return torch.stack(list(terms)).sum().to(like.dtype) if terms else torch.zeros_like(like)
+    """Effective weight of the z-loss."""
+    return moe.z_loss_weight * (moe.aux_loss_weight if SEMANTICS[moe.semantics].z_scale == "aux_weight" else 1.0)

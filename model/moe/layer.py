@@ -78,7 +78,7 @@ class MoeLayer(nn.Module):
         rows_XRD = self.experts(rows_XRD, capacity=routing.capacity, noise=row_noise)
         buffer_EGCD = self.exchange.from_experts(rows_XRD, groups=len(x_GSD))
         y_GSD = combine(buffer_EGCD, routing.gates_GSK.to(x_BLD.dtype), index)
-        return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing)
+        return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
 
     def _group_sequences(self, batch: int, mode: RouteMode) -> int:
         """Sequences per group; every tensor rank that shares the groups must get as many whole ones."""
@@ -116,14 +116,16 @@ class MoeLayer(nn.Module):
         weight_DE = self.exchange.shared_weight(self.router.weight)
         return route(x_GSD, real_GS, weight_DE, semantics=self.semantics, capacity=capacity, noise=jitter)
 
-    def _report(self, routing: Routing) -> LayerRouting:
+    def _report(self, routing: Routing, *, positions: int) -> LayerRouting:
         """Losses and counts over all groups of the micro-batch, in one reduction over the ranks that shared them."""
         if self.exchange.group_shards == 1:
-            return LayerRouting(aux_loss=routing.aux_loss, z_sum=routing.z_sum, stats=routing.stats)
+            return LayerRouting(
+                aux_loss=routing.aux_loss, z_sum=routing.z_sum, positions=positions, stats=routing.stats
+            )
         parts = [getattr(routing.stats, field.name) for field in fields(RouterStats)]
         wide = routing.aux_loss.dtype
         losses = torch.stack((routing.aux_loss, routing.z_sum))
         summed = self.exchange.sum_shards(torch.cat((losses, *(part.reshape(-1).to(wide) for part in parts))))
         pieces = summed[2:].detach().float().split([part.numel() for part in parts])
         stats = {f.name: v.view(p.shape) for f, v, p in zip(fields(RouterStats), pieces, parts, strict=True)}
-        return LayerRouting(aux_loss=summed[0], z_sum=summed[1], stats=RouterStats(**stats))
+        return LayerRouting(aux_loss=summed[0], z_sum=summed[1], positions=positions, stats=RouterStats(**stats))

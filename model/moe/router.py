@@ -66,7 +66,8 @@ def route(
     gates_GSK = torch.where(slots.kept_GS, gate_GS.to(wide), 0.0).unsqueeze(-1)
     aux_loss = _aux_loss(p_GSE.to(wide), slots.chosen_GSE, real_GS, semantics)
     z_GS = logits_GSE.logsumexp(-1).square()
-    z_sum = (z_GS if semantics.z_tokens == "all" else torch.where(real_GS, z_GS, 0.0)).sum()
+    z_real = torch.where(real_GS, z_GS, 0.0).sum()
+    z_sum = z_GS.sum() if semantics.z_tokens == "all" else z_real
     return Routing(
         slots_GSK=slots.slots_GSK,
         tokens_GEC=slots.tokens_GEC,
@@ -74,7 +75,7 @@ def route(
         capacity=capacity,
         aux_loss=aux_loss,
         z_sum=z_sum,
-        stats=_stats(log_p_GSE, gate_GS, slots, real_GS, aux_loss, z_sum),
+        stats=_stats(log_p_GSE, gate_GS, slots, real_GS, aux_loss, z_real),
         logits_GSE=logits_GSE,
     )
 
@@ -126,7 +127,7 @@ def _aux_loss(p_GSE: Tensor, chosen_GSE: Tensor, real_GS: Tensor, semantics: Rou
 
 @torch.no_grad()
 def _stats(
-    log_p_GSE: Tensor, gate_GS: Tensor, slots: _Slots, real_GS: Tensor, aux_loss: Tensor, z_sum: Tensor
+    log_p_GSE: Tensor, gate_GS: Tensor, slots: _Slots, real_GS: Tensor, aux_loss: Tensor, z_real: Tensor
 ) -> RouterStats:
     """Sums over real tokens; see `RouterStats`."""
     log_p_GSE = log_p_GSE.float()
@@ -143,5 +144,5 @@ def _stats(
         slots=torch.full((), float(G * E * C), device=log_p_GSE.device),
         groups=torch.full((), float(G), device=log_p_GSE.device),
         aux=aux_loss.detach().float(),
-        z=z_sum.detach().float(),
+        z=z_real.detach().float(),
     )

@@ -1,6 +1,6 @@
 """The named routing semantics as a table of settings: what the reference codes do differently, one row each.
 
-Capacity and group size follow the same names in `conf.derive`, weights and sums over layers in `model.losses`.
+Capacity and group size follow the same names in `conf.derive`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from conf.schema import Semantics
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterSemantics:
-    """Settings of the Switch (top-1) router."""
+    """Settings of the Switch (top-1) router and of its losses."""
 
     padding: Literal["skipped", "routed"]  # skipped: no slot and gate 0; routed: padding is a token like any other
     decision: Literal["fp32", "activation"]  # dtype that probabilities are rounded to before the arg max
     jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
     first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
     aux_scale: Literal["real_share", "one"]  # factor on E * sum f * P, whose means run over padding as well
-    z_tokens: Literal["real", "all"]  # tokens whose logsumexp^2 is summed
+    z_tokens: Literal["real", "all"]  # tokens over which the z-loss is a mean
+    z_scale: Literal["aux_weight", "one"]  # factor on the z-loss's weight
+    over_layers: Literal["sum", "mean", "stack_mean"]  # how layers' losses join; stack_mean: mean per stack, then sum
 
 
 SEMANTICS: dict[Semantics, RouterSemantics] = {
@@ -33,6 +35,8 @@ SEMANTICS: dict[Semantics, RouterSemantics] = {
         first_slot=0,
         aux_scale="real_share",
         z_tokens="real",
+        z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight (PARITY b1.10)
+        over_layers="sum",
     ),
     # flaxformer with `ignore_padding_tokens=False`, its default.
     "flaxformer": RouterSemantics(
@@ -42,8 +46,12 @@ SEMANTICS: dict[Semantics, RouterSemantics] = {
         first_slot=0,
         aux_scale="one",
         z_tokens="all",
+        z_scale="one",
+        over_layers="mean",
     ),
-    # Hugging Face: probabilities are cast back to the input's dtype before the arg max.
+    # Hugging Face: probabilities are cast back to the input's dtype before the arg max. It joins a stack's layers along
+    # the tokens before it takes f and P (b3.5); here each layer has its own f * P, so that collapsed layers do not
+    # cancel. With one expert layer in a stack the two are equal; the z-loss always is.
     "hf": RouterSemantics(
         padding="routed",
         decision="activation",
@@ -51,6 +59,8 @@ SEMANTICS: dict[Semantics, RouterSemantics] = {
         first_slot=0,
         aux_scale="one",
         z_tokens="all",
+        z_scale="one",
+        over_layers="stack_mean",
     ),
     # The listing in the paper's appendix F: jitter is added to logits; an inclusive count is compared with `less`.
     "paper": RouterSemantics(
@@ -60,5 +70,7 @@ SEMANTICS: dict[Semantics, RouterSemantics] = {
         first_slot=1,
         aux_scale="one",
         z_tokens="all",
+        z_scale="one",
+        over_layers="sum",
     ),
 }

@@ -28,7 +28,7 @@ class RouterStats:
     slots: Tensor  # buffer rows computed: G * E * C
     groups: Tensor  # G
     aux: Tensor  # sum over groups of the group's auxiliary loss (unweighted)
-    z: Tensor  # sum over real tokens of logsumexp(logits)^2
+    z: Tensor  # sum over real tokens of logsumexp(logits)^2, whatever the loss counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Routing:
     gates_GSK: Tensor  # fp32 combine weight of each choice; 0 where dropped
     capacity: int
     aux_loss: Tensor  # fp32 scalar with gradient: sum over the G local groups of the group's loss (unweighted)
-    z_sum: Tensor  # fp32 scalar with gradient: sum over real tokens of logsumexp(logits)^2
+    z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens the semantics counts
     stats: RouterStats
     logits_GSE: Tensor  # fp32
 
@@ -51,4 +51,5 @@ class LayerRouting:
 
     aux_loss: Tensor  # as in Routing, already summed over the tensor ranks that shared the groups
     z_sum: Tensor
+    positions: int  # tokens of the micro-batch in this stack, padding included
     stats: RouterStats

@@ -12,11 +12,11 @@ from model.t5.model import ModelOutput
 from tests.model.t5.build import MOE, make_batch, make_model
 
 
-def routing(aux: float, z: float, groups: int) -> LayerRouting:
+def routing(aux: float, z: float, groups: int, positions: int = 10) -> LayerRouting:
     zero = torch.zeros(())
     names = ("load_E", "probability_E", "kept_E", "tokens", "entropy", "confidence", "slots", "aux", "z")
     stats = RouterStats(groups=torch.tensor(float(groups)), **dict.fromkeys(names, zero))
-    return LayerRouting(aux_loss=leaf(aux), z_sum=leaf(z), stats=stats)
+    return LayerRouting(aux_loss=leaf(aux), z_sum=leaf(z), positions=positions, stats=stats)
 
 
 def leaf(value: float) -> Tensor:
@@ -29,7 +29,7 @@ def output(encoder: tuple[LayerRouting, ...] = (), decoder: tuple[LayerRouting, 
 
 
 SCALE = LossScale(target_tokens=14, encoder_tokens=40, decoder_tokens=14, replicas=6)
-LAYERS = {"encoder": (routing(3.0, 80.0, 2), routing(5.0, 40.0, 2)), "decoder": (routing(2.4, 7.0, 2),)}
+LAYERS = {"encoder": (routing(3.0, 80.0, 2), routing(5.0, 40.0, 2)), "decoder": (routing(2.4, 7.0, 2, positions=5),)}
 
 
 def test_cross_entropy_is_a_sum_over_the_step() -> None:
@@ -43,8 +43,10 @@ def test_cross_entropy_is_a_sum_over_the_step() -> None:
     ("semantics", "aux", "z"),
     [
         ("mesh_tf", (1.5 + 2.5 + 1.2) / 6 * 0.01, (2 + 1 + 0.5) * 0.1 * 0.01),
-        ("paper", (1.5 + 2.5 + 1.2) / 6 * 0.01, (2 + 1 + 0.5) * 0.1),
-        ("flaxformer", (1.5 + 2.5 + 1.2) / 3 / 6 * 0.01, (2 + 1 + 0.5) / 3 * 0.1),
+        # padding counts: 10 tokens in the encoder and 5 in the decoder, in each of 6 micro-batches
+        ("paper", (1.5 + 2.5 + 1.2) / 6 * 0.01, (8 + 4 + 1.4) / 6 * 0.1),
+        ("flaxformer", (1.5 + 2.5 + 1.2) / 3 / 6 * 0.01, (8 + 4 + 1.4) / 3 / 6 * 0.1),
+        ("hf", ((1.5 + 2.5) / 2 + 1.2) / 6 * 0.01, ((8 + 4) / 2 + 1.4) / 6 * 0.1),
     ],
 )
 def test_router_losses(semantics: str, aux: float, z: float) -> None:
@@ -65,10 +67,12 @@ def test_gradient_goes_to_every_term() -> None:
     assert torch.allclose(out.token_loss_BT.grad, torch.full((2, 2), 6 / 14))
 
 
-@pytest.mark.parametrize("sparse", ["dense", "switch"])
-def test_micro_batches_with_uneven_padding_equal_one_batch(sparse: str) -> None:
+@pytest.mark.parametrize(
+    ("sparse", "semantics"), [("dense", "mesh_tf"), *(("switch", name) for name in ("mesh_tf", "flaxformer", "hf"))]
+)
+def test_micro_batches_with_uneven_padding_equal_one_batch(sparse: str, semantics: str) -> None:
     """Averaged over micro-batches, as the engine does, gradients are those of the whole batch at once."""
-    moe = replace(MOE, group_sequences=2)
+    moe = replace(MOE, group_sequences=2, semantics=semantics)  # type: ignore[arg-type]
     module, batch = make_model(moe=sparse, experts=moe), make_batch(rows=8)
 
     def step(pieces: list[slice]) -> tuple[list[LossParts], dict[str, Tensor]]:

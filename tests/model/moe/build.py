@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -107,4 +107,4 @@ def run_layer(layer: MoeLayer, v: Variant, rows: slice) -> Outcome:
 
 
 def detached(routing: LayerRouting) -> LayerRouting:
-    return LayerRouting(aux_loss=routing.aux_loss.detach(), z_sum=routing.z_sum.detach(), stats=routing.stats)
+    return replace(routing, aux_loss=routing.aux_loss.detach(), z_sum=routing.z_sum.detach())

@@ -161,6 +161,9 @@ def test_padding_is_a_token_for_flaxformer_and_hf():
         assert torch.equal(padded.slots_GSK, whole.slots_GSK)
         assert torch.equal(padded.aux_loss, whole.aux_loss)
         assert torch.equal(padded.z_sum, whole.z_sum)
+        real_only = route(x, real, weight, semantics=MESH, capacity=4)
+        assert torch.equal(padded.stats.z, real_only.stats.z)  # what is logged is divided by real tokens
+        assert not torch.equal(padded.stats.z, whole.stats.z)
         assert int(padded.stats.tokens) == int(real.sum())
 
 
