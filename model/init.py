@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from parallel.engine import MASTER
 from parallel.layout import ParamSpec, Shard, shard_of, tagged_parameters
 from parallel.types import ParallelGroups
 
@@ -26,20 +27,41 @@ from parallel.types import ParallelGroups
 def initialise(module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float) -> None:
     """Fill every tagged parameter of `module` in place with its slice of the logical initial weights."""
     for name, parameter, spec in tagged_parameters(module):
-        shard = shard_of(parameter, groups)
-        if not spec.is_expert:
-            logical = draw(spec, shard.global_shape, seed=seed, name=name, expert=None, scale=scale)
-            parameter.copy_(logical[shard.slices])
-            continue
-        assert spec.axes[0] == "experts", f"{name}: experts must be the first dim, got {spec.axes}"
-        _fill_experts(parameter, spec, shard, seed=seed, name=name, scale=scale)
+        _fill(parameter, spec, shard_of(parameter, groups), seed=seed, name=name, scale=scale)
 
 
-def _fill_experts(parameter: Tensor, spec: ParamSpec, shard: Shard, *, seed: int, name: str, scale: float) -> None:
+def initial_masters(
+    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float
+) -> Callable[[str, str], Tensor | None]:
+    """The weights of `initialise` before they were rounded, as `Engine.load_state(weights_only=True)` reads them.
+
+    An engine copies its fp32 masters from the module's weights; in mixed precision those are rounded already. Each
+    shard (fp32, on the CPU) is drawn when it is asked for, and forgotten.
+    """
+    parameters = {name: (parameter, spec) for name, parameter, spec in tagged_parameters(module)}
+
+    def read(name: str, kind: str) -> Tensor | None:
+        if kind != MASTER:
+            return None
+        parameter, spec = parameters[name]
+        values = torch.empty(parameter.shape, dtype=torch.float32)
+        _fill(values, spec, shard_of(parameter, groups), seed=seed, name=name, scale=scale)
+        return values
+
+    return read
+
+
+def _fill(values: Tensor, spec: ParamSpec, shard: Shard, *, seed: int, name: str, scale: float) -> None:
+    """Copy this rank's slice of a logical tensor; of an expert bank one expert at a time."""
+    if not spec.is_expert:
+        logical = draw(spec, shard.global_shape, seed=seed, name=name, expert=None, scale=scale)
+        values.copy_(logical[shard.slices])
+        return
+    assert spec.axes[0] == "experts", f"{name}: experts must be the first dim, got {spec.axes}"
     for local in range(shard.local_shape[0]):
         expert = shard.offsets[0] + local
         logical = draw(spec, shard.global_shape[1:], seed=seed, name=name, expert=expert, scale=scale)
-        parameter[local].copy_(logical[shard.slices[1:]])
+        values[local].copy_(logical[shard.slices[1:]])
 
 
 def draw(spec: ParamSpec, shape: tuple[int, ...], *, seed: int, name: str, expert: int | None, scale: float) -> Tensor:

@@ -12,6 +12,7 @@ from conf.derive import sparse_layers
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
+from model.init import initial_masters
 from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
 from parallel.engine import Engine, compute_dtype
@@ -118,14 +119,24 @@ class Session:
             self.log.close()
 
 
+def build_initialised(cfg: RunConfig, groups: ParallelGroups, device: torch.device) -> Engine:
+    """Model and engine with initial weights; the fp32 masters are not rounded to the compute dtype."""
+    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
+    engine = build_engine(module, cfg, groups)
+    if compute_dtype(cfg.train.precision) != torch.float32:
+        # The engine copied its masters from weights that are rounded already.
+        exact = initial_masters(module, groups, seed=cfg.seed, scale=cfg.model.init_scale)
+        engine.load_state(exact, weights_only=True)
+    return engine
+
+
 def build_session(
     cfg: RunConfig, groups: ParallelGroups, run: RunDir, corpus: Corpus, store: CheckpointStore
 ) -> Session:
     """Model and engine on top of groups and data. The log is opened by the caller, who knows where the run resumes."""
     device = local_device(cfg)
-    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
-    shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)}
-    engine = build_engine(module, cfg, groups)
+    engine = build_initialised(cfg, groups, device)
+    shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(engine.module)}
     return Session(
         cfg=cfg,
         groups=groups,

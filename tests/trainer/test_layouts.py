@@ -18,7 +18,7 @@ from parallel.types import single_process
 from tests.harness import run_ranks
 from tests.trainer.batches import global_rows, step_batch
 from trainer.metrics import Meter
-from trainer.session import layer_names
+from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 
 STEPS = 4
@@ -94,12 +94,9 @@ def oracle(cfg) -> list[tuple[float, float]]:
 
 def train(cfg, *, poison_rank: int | None = None) -> list[tuple[float, float]]:
     """The same through the engine on this rank."""
-    from parallel.engine_deepspeed import build_engine
-
     groups = init_groups(cfg.parallel)
     device = torch.device("cpu")
-    module = build_model(cfg, groups, device=device, dtype=torch.float32)
-    engine = build_engine(module, cfg, groups)
+    engine = build_initialised(cfg, groups, device)
     history = []
     for step in range(STEPS):
         if poison_rank == groups.world.rank and step == 2:
