@@ -112,9 +112,9 @@ class OptimConfig:
     """Optimizer; the learning rate comes from `ScheduleConfig`."""
 
     name: OptimizerName
-    beta1: float
-    beta2: float
-    epsilon: float
+    beta1: float  # AdamW; 0 with Adafactor, which keeps no first moment
+    beta2: float  # AdamW
+    epsilon: float  # AdamW: added to the root of the second moment; Adafactor: to squared gradients
     weight_decay: float  # decoupled; not on norms
     decay_rate: float  # Adafactor: second-moment decay exponent (paper 0.8)
     clip_threshold: float  # Adafactor: update RMS clip

@@ -154,7 +154,7 @@ def check_train(train: TrainConfig) -> Problems:
 
 
 def check_schedule(cfg: RunConfig) -> Problems:
-    """Warm-up fits the run, the ends that schedules need exist, and the optimizer fits the ZeRO stage."""
+    """Warm-up fits the run, the ends that schedules need exist, the optimizer has what it is asked for."""
     steps, schedule = cfg.train.steps, cfg.schedule
     if steps is not None and (schedule.warmup_steps or 0) > steps:
         yield ConfigError(
@@ -176,6 +176,13 @@ def check_schedule(cfg: RunConfig) -> Problems:
             got=cfg.parallel.zero,
             needs="0 with adafactor: ZeRO flattens parameters, and factored moments need their rows and columns",
             hint="parallel.zero=0",
+        )
+    if cfg.optim.name == "adafactor" and cfg.optim.beta1:
+        yield ConfigError(
+            "optim.beta1",
+            got=cfg.optim.beta1,
+            needs="0 with adafactor, which has no first moment here",
+            hint="optim=adafactor, the preset, or optim.beta1=0",
         )
     if cfg.train.resume == "required" and cfg.name is None:
         yield ConfigError("name", got=None, needs="the run to resume", hint="name=NAME, a folder below runs_dir")
@@ -200,7 +207,8 @@ def check_launch(launch: LaunchConfig) -> Problems:
         if getattr(launch, name) is not None:
             yield from at_least(f"launch.{name}", getattr(launch, name), 1)
     yield from at_least("launch.max_restarts", launch.max_restarts, 0)
-    if launch.rdzv_endpoint is not None and re.fullmatch(r".+:\d{1,5}", launch.rdzv_endpoint) is None:
+    host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
+    if launch.rdzv_endpoint is not None and not (host and re.fullmatch(r"\d{1,5}", port) and int(port) < 2**16):
         host = launch.rdzv_endpoint.partition(":")[0] or "node0"
         yield ConfigError(
             "launch.rdzv_endpoint",

@@ -20,12 +20,14 @@ from parallel.types import ParallelGroups
 ROW = "exp_avg_sq_row"  # mean over columns: the parameter's dims without the last
 COLUMN = "exp_avg_sq_col"  # mean over rows: without the last but one
 FULL = "exp_avg_sq"  # vectors keep the whole second moment
-EPSILON_GRADIENT = 1e-30  # added to squared gradients (the paper's epsilon 1)
+LEAST = 1e-30  # of what is divided by
 EPSILON_PARAMETER = 1e-3  # least RMS of a parameter that scales its step (epsilon 2)
 
 
 class Adafactor(Optimizer):
     """Update x <- x - lr * max(1e-3, RMS(x)) * u / max(1, RMS(u) / clip_threshold), u = g / sqrt(v).
+
+    `optim.epsilon` is added to squared gradients (the paper's epsilon 1).
 
     v decays with 1 - t**-decay_rate and, for matrices, is row mean x column mean / mean. All means run over the
     *logical* tensor: partial sums are all-reduced over the axes that cut it, so any layout gives the same update. RMS
@@ -65,7 +67,7 @@ class Adafactor(Optimizer):
         state["step"] += 1
         decay = 1.0 - state["step"] ** -self._optim.decay_rate
         assert parameter.grad is not None
-        squared = parameter.grad.square().add_(EPSILON_GRADIENT)
+        squared = parameter.grad.square().add_(self._optim.epsilon)
         update = parameter.grad * self._inverse_root(parameter, squared, state, decay)
         update.mul_(torch.clamp(self._optim.clip_threshold / self._rms(parameter, update), max=1.0))
         scale = self._rms(parameter, parameter).clamp(min=EPSILON_PARAMETER) if self._optim.relative_step else 1.0
@@ -81,7 +83,7 @@ class Adafactor(Optimizer):
         row_R.mul_(decay).add_(self._mean(parameter, squared, dim=-1), alpha=1.0 - decay)
         column_C.mul_(decay).add_(self._mean(parameter, squared, dim=-2), alpha=1.0 - decay)
         mean = self._mean(parameter, row_R.unsqueeze(-1), dim=-2).unsqueeze(-1)
-        return (row_R.unsqueeze(-1) / mean.clamp(min=EPSILON_GRADIENT)).rsqrt() * column_C.unsqueeze(-2).rsqrt()
+        return (row_R.unsqueeze(-1) / mean.clamp(min=LEAST)).rsqrt() * column_C.unsqueeze(-2).rsqrt()
 
     def _mean(self, parameter: Tensor, values: Tensor, *, dim: int) -> Tensor:
         """Mean over one logical dim of the parameter, which is dropped."""
@@ -98,7 +100,7 @@ class Adafactor(Optimizer):
         count = 1
         for size in shard_of(parameter, self._mesh).global_shape:
             count *= size
-        return (total / count).sqrt().clamp(min=EPSILON_GRADIENT)
+        return (total / count).sqrt().clamp(min=LEAST)
 
 
 def moment_dims(kind: str, parameter: Tensor) -> tuple[int, ...] | None:

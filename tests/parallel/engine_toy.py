@@ -159,7 +159,7 @@ def run_config(
     train = TrainConfig(
         steps=3, tokens=None, global_batch=1, accumulation=accumulation, precision=precision,
         activation_checkpointing=False, log_every=1, eval_every=0, eval_batches=1, save_every=0, keep_last=1,
-        keep_every=None, resume="never", from_checkpoint=None, fill_samples=0,
+        keep_every=None, resume="never", allow_data_change=False, from_checkpoint=None, fill_samples=0,
     )  # fmt: skip
     parallel = ParallelConfig(tp=tp, ep=ep, etp=etp, zero=zero, backend="gloo", timeout_s=20)
     rest = dict.fromkeys(("model", "data", "schedule", "logging", "launch"))

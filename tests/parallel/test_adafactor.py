@@ -30,7 +30,7 @@ def naive(name: str, decay: float = 0.0) -> torch.Tensor:
     for t in range(1, STEPS + 1):
         beta = 1 - t**-0.8
         grad = gradient(name, t)
-        squared = grad**2 + 1e-30
+        squared = grad**2 + run_config(zero=0).optim.epsilon
         update = torch.zeros_like(weight).reshape(matrices.shape)
         for e, (g, s) in enumerate(zip(grad.reshape(matrices.shape), squared.reshape(matrices.shape), strict=True)):
             if weight.dim() == 1:
