@@ -105,9 +105,18 @@ def auto_group_sequences(cfg: RunConfig) -> int:
     return max((d for d in range(1, batch + 1) if batch % d == 0 and d <= limit), default=1)
 
 
-def auto_warmup_steps(steps: int | None) -> int:
+def planned_steps(cfg: RunConfig) -> int:
+    """Optimizer steps of the whole run; from a token limit alone, the count at full windows."""
+    if cfg.train.steps is not None:
+        return cfg.train.steps
+    assert cfg.train.tokens is not None, "validation asks for steps or tokens"
+    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
+    return math.ceil(cfg.train.tokens / (cfg.train.global_batch * (cfg.data.encoder_length + decoder_length)))
+
+
+def auto_warmup_steps(steps: int) -> int:
     """Warm-up of a run of `steps`: T5's 10,000, or a tenth of a shorter run."""
-    return REFERENCE_WARMUP_STEPS if steps is None else min(REFERENCE_WARMUP_STEPS, steps // 10)
+    return min(REFERENCE_WARMUP_STEPS, steps // 10)
 
 
 def slots_per_token(moe: MoeConfig, group_tokens: int, *, train: bool) -> float:
@@ -121,11 +130,11 @@ def resolve(cfg: RunConfig) -> RunConfig:
     moe = replace(cfg.moe, group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg))
     data = replace(cfg.data, decoder_length=cfg.data.decoder_length or lengths.targets)
     parallel = replace(cfg.parallel, etp=expert_tensor_size(cfg))
-    steps = cfg.train.steps
+    steps = planned_steps(cfg)
     train = replace(
         cfg.train,
-        eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, (steps or 10_000) // 10),
-        save_every=cfg.train.save_every if cfg.train.save_every is not None else max(1, (steps or 4_000) // 4),
+        eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, steps // 10),
+        save_every=cfg.train.save_every if cfg.train.save_every is not None else max(1, steps // 4),
     )
     warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
     schedule = replace(cfg.schedule, warmup_steps=warmup)

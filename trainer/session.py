@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
 import torch
 
-from conf.derive import sparse_layers
+from conf.derive import planned_steps, sparse_layers
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
@@ -41,16 +40,6 @@ def layer_names(cfg: RunConfig) -> tuple[str, ...]:
     return tuple(f"{stack}.{layer}" for stack, depth in stacks for layer in sparse_layers(cfg.model, cfg.moe, depth))
 
 
-def total_steps(cfg: RunConfig) -> int | None:
-    """Steps of the whole run; from a token limit, the count at full windows."""
-    if cfg.train.steps is not None:
-        return cfg.train.steps
-    assert cfg.train.tokens is not None
-    assert cfg.data.decoder_length is not None
-    per_step = cfg.train.global_batch * (cfg.data.encoder_length + cfg.data.decoder_length)
-    return math.ceil(cfg.train.tokens / per_step)
-
-
 @dataclass(kw_only=True, slots=True)
 class Session:
     """One run on one rank."""
@@ -64,7 +53,7 @@ class Session:
     store: CheckpointStore
     log: RunLog
     shards: dict[str, Shard]
-    total_steps: int | None
+    total_steps: int
 
     @property
     def module(self) -> SwitchTransformer:
@@ -147,5 +136,5 @@ def build_session(
         store=store,
         log=RunLog(run, cfg, is_main=False),
         shards=shards,
-        total_steps=total_steps(cfg),
+        total_steps=planned_steps(cfg),
     )

@@ -32,6 +32,12 @@ def test_the_default_run():
     assert None not in (cfg.moe.group_sequences, cfg.parallel.etp, cfg.train.eval_every, cfg.train.save_every)
 
 
+def test_a_run_that_ends_by_tokens_warms_up_and_evaluates_by_its_length():
+    per_step = 32 * (128 + 29)
+    cfg = compose(["train.steps=null", f"train.tokens={per_step * 400}"])
+    assert (cfg.schedule.warmup_steps, cfg.train.eval_every, cfg.train.save_every) == (40, 40, 100)
+
+
 @pytest.mark.parametrize(("group", "name"), EVERY_PRESET, ids=["=".join(pair) for pair in EVERY_PRESET])
 def test_every_preset_composes(group, name):
     cfg = composed(f"{group}={name}", *COMPANY.get((group, name), []))
