@@ -5,11 +5,13 @@ The rules are those of docs/adr/001 (groups) and docs/adr/004 (axes).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from conf.check_data import check_lanes
 from conf.check_range import divisors, listed, nearest
 from conf.derive import (
+    VOCAB_MULTIPLE,
     auto_group_sequences,
     data_parallel_size,
     expert_tensor_size,
@@ -35,9 +37,8 @@ def check_ranks(cfg: RunConfig) -> Problems:
         )
         return
     if expert_tensor_size(cfg) not in (1, tp):
-        yield ConfigError(
-            "parallel.etp", got=cfg.parallel.etp, needs=f"1 or tp = {tp}", hint=f"parallel.etp={tp}, or parallel.etp=1"
-        )
+        hint = "parallel.etp=1" if tp == 1 else f"parallel.etp={tp}, or parallel.etp=1"
+        yield ConfigError("parallel.etp", got=cfg.parallel.etp, needs=f"1 or tp = {tp}", hint=hint)
         return
     if cfg.model.moe == "dense":
         if ep > 1:
@@ -69,15 +70,17 @@ def check_shards(cfg: RunConfig) -> Problems:
     """Heads, feed-forward columns, the padded vocabulary: each is cut into equal parts by tp."""
     model, tp = cfg.model, cfg.parallel.tp
     rows = padded_vocab_size(model.vocab_size)
+    steps = {"vocab_size": math.lcm(tp, VOCAB_MULTIPLE)}  # rows are padded, so that other sizes would end elsewhere
     for field, size in (("num_heads", model.num_heads), ("d_ff", model.d_ff), ("vocab_size", rows)):
         if size % tp:
+            step = steps.get(field, tp)
             legal = [n for n in divisors(world_size(cfg)) if size % n == 0]
             built = " (padded)" if field == "vocab_size" else ""
             yield ConfigError(
                 f"model.{field}",
                 got=size,
                 needs=f"a multiple{built} of parallel.tp = {tp}",
-                hint=f"model.{field}={-(-size // tp) * tp}, or parallel.tp={nearest(tp, legal)}",
+                hint=f"model.{field}={-(-size // step) * step}, or parallel.tp={nearest(tp, legal)}",
             )
 
 
@@ -85,11 +88,12 @@ def check_experts(cfg: RunConfig) -> Problems:
     """Every rank of the expert axis holds equally many experts."""
     experts, ep = cfg.moe.num_experts, cfg.parallel.ep
     if cfg.model.moe == "switch" and experts % ep:
+        legal = [n for n in divisors(experts) if world_size(cfg) // expert_tensor_size(cfg) % n == 0]
         yield ConfigError(
             "moe.num_experts",
             got=experts,
             needs=f"a multiple of parallel.ep = {ep}",
-            hint=f"moe.num_experts={-(-experts // ep) * ep}, or parallel.ep={nearest(ep, divisors(experts))}",
+            hint=f"moe.num_experts={-(-experts // ep) * ep}, or parallel.ep={nearest(ep, legal)}",
         )
 
 
@@ -129,11 +133,10 @@ def _check_groups(cfg: RunConfig) -> Problems:
     held = micro_batch // sharers
     group = cfg.moe.group_sequences or auto_group_sequences(cfg)
     if held % group:
-        chosen = "" if cfg.moe.group_sequences else f" (by the rule of {cfg.moe.semantics})"
         larger = cfg.train.global_batch // held * (-(-held // group) * group)
         yield ConfigError(
             "moe.group_sequences",
-            got=f"{group}{chosen}",
+            got=cfg.moe.group_sequences or f"{group} (by the rule of {cfg.moe.semantics})",
             needs=f"a divisor of the {held} sequences a rank routes at once: {listed(divisors(held))}",
             hint=f"moe.group_sequences={nearest(group, divisors(held))}, or train.global_batch={larger}",
         )

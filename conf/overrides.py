@@ -23,6 +23,11 @@ from conf.fields import leaf_types, takes_text, unknown_key, without_none
 
 CONF_DIR = Path(__file__).resolve().parent
 _SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_MEANT = {
+    ("moe", "dense"): "model.moe=dense",
+    ("model", "dense"): "model.moe=dense",
+    ("logging", "off"): "logging.wandb=off",
+}
 _PART = re.compile(r"""\s*('[^']*'(?=\s*(?:,|$))|"[^"]*"(?=\s*(?:,|$))|[^,]+)""")  # of a list; quotes keep commas
 
 
@@ -62,7 +67,9 @@ def _read(line: str) -> tuple[str, str]:
     match = _SHAPE.fullmatch(line)
     if match is None:
         key = line.lstrip("+~").partition("=")[0] or line
-        raise ConfigError(key, got=line, needs="an override of the form key=value", hint="train.steps=100")
+        bare = line.lstrip("-")
+        hint = bare if bare != line and _SHAPE.fullmatch(bare) else "train.steps=100"
+        raise ConfigError(key, got=line, needs="an override of the form key=value", hint=hint)
     key, value = match["key"], match["value"]
     if "~" in match["sign"]:
         raise ConfigError(key, got=line, needs="a value: fields cannot be deleted", hint=f"{key}=VALUE")
@@ -85,7 +92,8 @@ def _preset(group: str, value: str) -> str:
     if name not in presets(group):
         close = difflib.get_close_matches(name, presets(group), n=1, cutoff=0.5)
         known = ", ".join(presets(group))
-        raise ConfigError(group, got=value, needs=f"one of {known}", hint=f"{group}={(close or presets(group))[0]}")
+        hint = _MEANT.get((group, name)) or f"{group}={(close or presets(group))[0]}"
+        raise ConfigError(group, got=value, needs=f"one of {known}", hint=hint)
     return name
 
 
