@@ -110,10 +110,10 @@ def require_finite(engine: Engine, meter: Meter, batch: StepBatch, groups: Paral
         return
     engine.discard_gradients()
     raise NonFiniteError(
-        f"step {batch.step}: the loss or a gradient is not finite on {int(flags.item())} of {groups.world.size} ranks"
-        f"{'' if healthy else ', this one among them'}; no weight was changed. "
-        "Try a lower schedule.lr, optim.clip_norm=1.0, train.precision=fp32, or resume from the last checkpoint with "
-        "another data.seed."
+        f"step {batch.step + 1}: the loss or a gradient is not finite on {int(flags.item())} of "
+        f"{groups.world.size} ranks{'' if healthy else ', this one among them'}; no weight was changed. "
+        "Try a lower schedule.lr, optim.clip_norm=1.0 or train.precision=fp32: the same command with the same name= "
+        "continues from the last checkpoint."
     )
 
 

@@ -67,7 +67,8 @@ def stage(tensors: Iterable[StateTensor], shards: Mapping[str, Shard]) -> dict[s
     """Copy this rank's tensors to CPU memory, by key.
 
     Exhausts the iterator even when a tensor is wrong, since reading the state is collective. Raises CheckpointError
-    for a name that is no parameter, a shape that is not the shard's, or a key given twice.
+    for a name that is no parameter, a shape that is not the shard's, a key given twice, or values that are not finite:
+    whoever resumed from those could only diverge again.
     """
     pieces: dict[str, Piece] = {}
     wrong: list[str] = []
@@ -78,6 +79,9 @@ def stage(tensors: Iterable[StateTensor], shards: Mapping[str, Shard]) -> dict[s
             wrong.append(f"{key}: {problem}")
             continue
         value = tensor.value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        if not torch.isfinite(value).all():
+            wrong.append(f"{key}: some values are not finite; the run has diverged")
+            continue
         pieces[key] = Piece(key=key, value=value, shard=kept(shards[tensor.name], tensor.dims), dims=tensor.dims)
     if wrong:
         raise CheckpointError("; ".join(wrong))

@@ -98,3 +98,12 @@ def test_a_missing_piece_and_a_disagreement() -> None:
         check_pieces([{"master/w": note(half, (0, 0))}, {"master/w": note(half, (2, 0), shape=(6, 3))}])
     with pytest.raises(CheckpointError, match="disagree on its shape"):
         check_pieces([{"master/w": note(half, (0, 0))}, {"master/w": note(half.bfloat16(), (2, 0))}])
+
+
+def test_a_diverged_run_is_not_staged():
+    shard = Shard(global_shape=(2,), offsets=(0,), local_shape=(2,))
+    tensors = [StateTensor(name="w", kind=kind, value=torch.tensor([1.0, bad])) for kind, bad in
+               (("master", float("inf")), ("exp_avg", float("nan")), ("exp_avg_sq", 1.0))]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"master/w: .*not finite.*exp_avg/w: .*not finite") as error:
+        stage(iter(tensors), {"w": shard})
+    assert "exp_avg_sq" not in str(error.value)
