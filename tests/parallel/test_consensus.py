@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from conf.errors import RankDisagreement
+from conf.errors import RankDisagreement, SetupError
 from conf.schema import ParallelConfig
-from parallel.consensus import agree, any_rank
+from parallel.consensus import agree, any_rank, on_main
 from parallel.groups import init_groups
 from parallel.types import single_process
 from tests.harness import run_ranks
@@ -31,3 +33,19 @@ def test_a_single_process_agrees_with_itself():
     assert any_rank(True, single_process())
     assert not any_rank(False, single_process())
     agree("anything", object, single_process())
+
+
+def _write_on_main(rank: int, world: int, path: Path) -> str:
+    groups = init_groups(ParallelConfig(tp=1, ep=1, etp=None, zero=1, backend="auto", timeout_s=20))
+    try:
+        on_main(lambda: path.write_text(f"rank {rank}"), groups)
+    except SetupError as error:
+        return str(error)
+    return path.read_text()
+
+
+def test_rank_zero_works_alone_and_fails_for_all(tmp_path: Path) -> None:
+    assert run_ranks(_write_on_main, 2, tmp_path / "file") == ["rank 0", "rank 0"]
+    missing = tmp_path / "none" / "file"
+    for message in run_ranks(_write_on_main, 2, missing):
+        assert f"{missing} cannot be written: No such file" in message

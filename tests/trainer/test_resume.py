@@ -1,10 +1,13 @@
 """A checkpoint is only continued by the run it belongs to."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from conf.compose import compose, to_dict
 from conf.errors import ConfigError
-from trainer.resume import TrainState, changed_settings, check_same_run
+from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
+from trainer.run_dir import RunDir
 
 
 def test_state_round_trip():
@@ -44,3 +47,17 @@ def test_changes_that_are_allowed_are_said():
     assert "train.steps: 100 -> 200" in changes
     assert "schedule.warmup_steps: 10 -> 20" in changes  # derived from the steps
     assert changed_settings(saved, compose(["train.steps=100"])) == []
+
+
+def test_another_source_needs_permission():
+    saved = to_dict(compose([]))
+    with pytest.raises(ConfigError, match=r"data\.source"):
+        check_same_run(saved, compose(["data=text", "data.files=/dev/null"]))
+    check_same_run(saved, compose(["data=text", "data.files=/dev/null", "train.allow_data_change=true"]))
+
+
+def test_weights_are_refused_for_another_tokenizer(tmp_path):
+    reader = SimpleNamespace(path=tmp_path, state={"fingerprints": {"tokenizer": "abc"}})
+    check_same_tokenizer(reader, "abc", RunDir(root=tmp_path))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=.*tokenizer\.model"):
+        check_same_tokenizer(reader, "xyz", RunDir(root=tmp_path))
