@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,21 @@ def _tree(read: Overrides, world: tuple[int, int] | None) -> Any:
         raise ConfigError(field, got=" ".join(read.lines), needs=f"a value that composes ({error})") from error
     if tree["model"]["moe"] == "dense" and "parallel.ep" not in read.keys:
         tree["parallel"]["ep"] = 1  # the dense twin of a layout has no experts to spread
+    if tree["parallel"]["ep"] is None:
+        tree["parallel"]["ep"] = _auto_ep(tree)
     return tree
+
+
+def _auto_ep(tree: Any) -> int:
+    """The most expert-parallel ranks that divide both the data-parallel ranks and the experts.
+
+    1 where the numbers it needs are not numbers; conversion then names the one that is wrong.
+    """
+    launch, tp, experts = tree["launch"], tree["parallel"]["tp"], tree["moe"]["num_experts"]
+    numbers = (launch["nproc"], launch["nodes"], tp, experts)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return 1
+    return max(math.gcd(launch["nproc"] * launch["nodes"] // tp, experts), 1)
 
 
 def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:

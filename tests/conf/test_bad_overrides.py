@@ -70,11 +70,11 @@ BAD = [
     ("seed=-1", "seed", "try seed=0"),
     ("train.resume=required", "name", "the run to resume"),
     # layout
-    ("launch.nproc=3 train.global_batch=36", "parallel.ep", "try parallel.ep=1, or launch.nproc=4"),
+    ("launch.nproc=3 train.global_batch=36 parallel.ep=2", "parallel.ep", "try parallel.ep=1, or launch.nproc=4"),
     ("launch.nproc=4 parallel.tp=3", "parallel.tp", "1, 2, 4"),
     ("parallel=expert_model_data", "parallel.ep", "launch.nproc=4"),
     ("launch.nproc=8 parallel.tp=4 parallel.etp=2", "parallel.etp", "try parallel.etp=4, or parallel.etp=1"),
-    ("moe.num_experts=9", "moe.num_experts", "try moe.num_experts=10, or parallel.ep=1"),
+    ("moe.num_experts=9 parallel.ep=2", "moe.num_experts", "try moe.num_experts=10, or parallel.ep=1"),
     ("model.moe=dense parallel.ep=2", "parallel.ep", "try parallel.ep=1"),
     ("parallel=model model.num_heads=3", "model.num_heads", "try model.num_heads=4"),
     ("parallel=model model.d_ff=33", "model.d_ff", "try model.d_ff=34"),
@@ -148,5 +148,5 @@ def test_several_unknown_names_are_listed_at_once():
 
 def test_rules_that_connect_fields_are_listed_together():
     with pytest.raises(ConfigErrors) as caught:
-        compose(["moe.num_experts=9", "data.sentinels=2", "model.vocab_size=10"])
+        compose(["moe.num_experts=9", "parallel.ep=2", "data.sentinels=2", "model.vocab_size=10"])
     assert {error.field for error in caught.value.errors} == {"moe.num_experts", "data.sentinels", "model.vocab_size"}

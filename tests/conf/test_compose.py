@@ -88,8 +88,23 @@ LAYOUTS = [
     ("model_data", 4, (2, 2, 1, 2)),
     ("expert_data", 4, (1, 4, 4, 1)),
     ("expert_model_data", 4, (2, 2, 2, 2)),
-    ("default", 4, (1, 4, 2, 1)),
+    ("default", 4, (1, 4, 4, 1)),
 ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ep"),
+    [
+        (["launch.nproc=1"], 1),
+        (["launch.nproc=2"], 2),
+        (["launch.nproc=6", "train.global_batch=24"], 2),  # of 8 experts
+        (["launch.nproc=4", "parallel.tp=2"], 2),
+        (["launch.nproc=4", "model.moe=dense"], 1),
+        (["launch.nproc=4", "parallel.ep=1"], 1),
+    ],
+)
+def test_experts_spread_over_as_many_ranks_as_divide_them(overrides, ep):
+    assert compose(overrides).parallel.ep == ep
 
 
 @pytest.mark.parametrize(("layout", "nproc", "axes"), LAYOUTS, ids=[row[0] for row in LAYOUTS])
