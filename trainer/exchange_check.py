@@ -12,8 +12,8 @@ from conf.compose import compose
 from parallel import collectives
 from parallel.groups import destroy_groups, init_groups
 from parallel.types import Axis
+from trainer.device import local_device
 from trainer.main import world_from_environment
-from trainer.session import local_device
 
 _ROUNDS = 7
 

@@ -20,6 +20,7 @@ from parallel.layout import shard_of, tagged_parameters
 from parallel.types import ParallelGroups, single_process
 from trainer.checkpoint.reader import CheckpointReader, load_weights
 from trainer.checkpoint.store import CheckpointStore
+from trainer.device import local_device
 from trainer.run_dir import RunDir
 
 
@@ -73,7 +74,7 @@ def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     run, checkpoint = locate(path, single_process())
     cfg = single_process_config(compose.load(run.config, overrides=overrides), run)
     groups = single_process()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device(cfg)
     module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
     reader = CheckpointReader(checkpoint)
     reader.check_names({name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)})

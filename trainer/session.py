@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -19,19 +18,11 @@ from parallel.engine_deepspeed import build_engine
 from parallel.layout import Shard, shard_of, tagged_parameters
 from parallel.types import ParallelGroups
 from trainer.checkpoint.store import CheckpointStore
+from trainer.device import local_device
 from trainer.log import RunLog
 from trainer.metrics import Meter
 from trainer.resume import TrainState
 from trainer.run_dir import RunDir
-
-
-def local_device(cfg: RunConfig) -> torch.device:
-    """This rank's accelerator, or the CPU where there is none (or the backend is gloo)."""
-    if cfg.parallel.backend == "gloo" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
 
 
 def layer_names(cfg: RunConfig) -> tuple[str, ...]:
