@@ -6,8 +6,8 @@ Shape suffixes: B texts, L encoder length.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from model.generate import GenerateOptions, generate
 from model.t5.model import SwitchTransformer
 from parallel import collectives
+from parallel.consensus import any_rank
 from trainer.session import Session
 
 _ROWS_AT_ONCE = 16  # what a row gives does not depend on its companions
@@ -76,7 +77,7 @@ def fill_texts(
 ) -> list[Filled]:
     """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
     encoded = [encode_masked(tokenizer, text) for text in texts]
-    generated = generate_rows(module, encoded, options)
+    generated = generate_rows(module, tokenizer, encoded, options)
     filled = []
     for text, ids in zip(texts, generated, strict=True):
         pieces = split_masks(text)
@@ -87,14 +88,23 @@ def fill_texts(
 
 
 def generate_rows(
-    module: SwitchTransformer, rows: Sequence[Sequence[int]], options: GenerateOptions
+    module: SwitchTransformer,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[int]],
+    options: GenerateOptions,
+    *,
+    all_finished: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
-    """Generated ids for each row of encoder ids, a few rows at a time: a file may hold any number of lines."""
+    """Generated ids for each row of encoder ids, a few rows at a time: a file may hold any number of lines.
+
+    Only ids of the tokenizer: the model may have more. `all_finished` as in `model.generate.generate`.
+    """
+    options = replace(options, known_ids=tokenizer.size)
     device = next(module.parameters()).device
     generated: list[list[int]] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         tokens_BL = pad_ids(rows[start : start + _ROWS_AT_ONCE], device)
-        generated += generate(module, tokens_BL, options=options).tokens_BT.tolist()
+        generated += generate(module, tokens_BL, options=options, all_finished=all_finished).tokens_BT.tolist()
     return generated
 
 
@@ -118,7 +128,12 @@ def sample_lines(session: Session) -> list[str]:
     inputs, targets = collectives.broadcast_object(mine, session.groups.control)
     assert session.cfg.data.decoder_length is not None, "resolve fills it"
     options = GenerateOptions(max_length=session.cfg.data.decoder_length)
-    generated = generate_rows(session.module, inputs, options)
+
+    def all_finished(done: bool) -> bool:
+        # Equal prompts, yet sums in another order may part ranks at a near tie, and they share experts.
+        return not any_rank(not done, session.groups)
+
+    generated = generate_rows(session.module, tokenizer, inputs, options, all_finished=all_finished)
     lines = ["spans filled on held-out text (true -> filled):"]
     for source, target, output in zip(inputs, targets, generated, strict=True):
         lines += _sample(tokenizer, source, target, output)

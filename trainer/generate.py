@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     loaded = load_run(arguments.run)
     tokenizer = loaded.tokenizer
     rows = [encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts]
-    for ids in generate_rows(loaded.module, rows, decoding_options(arguments)):
+    for ids in generate_rows(loaded.module, tokenizer, rows, decoding_options(arguments)):
         real = [token for token in ids if token > EOS_ID]
         print(" ".join(map(str, real)) if arguments.ids else tokenizer.decode(real))
     return 0

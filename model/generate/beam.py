@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.generate.sample import forbid_early_end, lengths
+from model.generate.sample import forbid, lengths
 from model.generate.types import EOS, GenerateOptions, GenerateResult
 from model.t5.model import PAD, SwitchTransformer
 
@@ -91,7 +91,7 @@ def _empty(B: int, K: int, T: int, like: Tensor) -> Hypotheses:
 def _expand(live: Hypotheses, model_BKV: Tensor, step: int, options: GenerateOptions) -> tuple[Hypotheses, Tensor]:
     """The best 2K continuations, best first, and the beam each came from. At most K of them end: K go on."""
     K, V = model_BKV.shape[1:]
-    allowed_BKV = forbid_early_end(model_BKV, step, options)
+    allowed_BKV = forbid(model_BKV, step, options)
     total_BN = (live.scores_BK[..., None] + allowed_BKV).flatten(1)
     scores_BC, flat_BC = total_BN.topk(min(2 * K, K * V))
     parent_BC, token_BC = flat_BC // V, flat_BC % V

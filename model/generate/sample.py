@@ -30,7 +30,7 @@ def choose_tokens(
     tokens, log_probs = [], []
     for step in range(options.max_length):
         model_BV = module.next_logits(last_B, memory, caches, mode="no_drop").log_softmax(-1)
-        allowed_BV = forbid_early_end(model_BV, step, options)
+        allowed_BV = forbid(model_BV, step, options)
         if options.mode == "greedy":
             chosen_B = allowed_BV.argmax(-1)
         else:
@@ -52,8 +52,11 @@ def choose_tokens(
     )
 
 
-def forbid_early_end(log_probs_BV: Tensor, step: int, options: GenerateOptions) -> Tensor:
-    """-inf for EOS while fewer than `min_length` tokens were generated."""
+def forbid(log_probs_BV: Tensor, step: int, options: GenerateOptions) -> Tensor:
+    """-inf for EOS while fewer than `min_length` tokens were generated, and for ids the tokenizer does not know."""
+    if options.known_ids is not None and options.known_ids < log_probs_BV.shape[-1]:
+        log_probs_BV = log_probs_BV.clone()
+        log_probs_BV[..., options.known_ids :] = float("-inf")
     if step >= options.min_length:
         return log_probs_BV
     return log_probs_BV.index_fill(-1, torch.tensor([EOS], device=log_probs_BV.device), float("-inf"))

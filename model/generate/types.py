@@ -24,6 +24,7 @@ class GenerateOptions:
     mode: GenerateMode = "greedy"
     max_length: int = 64  # tokens at most, EOS included
     min_length: int = 0  # tokens before EOS at least
+    known_ids: int | None = None  # ids from here on mean nothing to the tokenizer and are never chosen; None: all do
     temperature: float = 1.0  # sample: logits are divided by this
     top_k: int | None = None  # sample: only the k most probable tokens
     top_p: float = 1.0  # sample: only the smallest set of most probable tokens that holds this much probability
@@ -36,6 +37,7 @@ class GenerateOptions:
             ("mode", self.mode in MODES, f"one of {', '.join(MODES)}"),
             ("max_length", self.max_length >= 1, "at least 1"),
             ("min_length", 0 <= self.min_length < self.max_length, f"0 to max_length - 1 = {self.max_length - 1}"),
+            ("known_ids", self.known_ids is None or self.known_ids > EOS, "more ids than EOS, or nothing"),
             ("temperature", self.temperature > 0, "a positive number"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or nothing"),
             ("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1"),

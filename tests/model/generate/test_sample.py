@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conf.errors import ConfigError
 from model.generate import GenerateOptions, generate
-from model.generate.sample import draw, lengths
+from model.generate.sample import draw, forbid, lengths
 from model.generate.types import EOS
 from model.t5.model import SwitchTransformer
 from tests.model.t5.build import MOE, make_batch, make_model
@@ -150,3 +150,11 @@ def test_lengths() -> None:
 def test_options_out_of_range(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"generate.{field}: got {value!r}"):
         GenerateOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_ids_the_tokenizer_does_not_know_are_never_chosen():
+    log_probs_BV = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]]).log()
+    allowed_BV = forbid(log_probs_BV, 0, GenerateOptions(known_ids=3))
+    assert allowed_BV.argmax().item() == 2
+    assert torch.equal(allowed_BV[:, :3], log_probs_BV[:, :3])
+    assert torch.equal(forbid(log_probs_BV, 0, GenerateOptions(known_ids=9)), log_probs_BV)
