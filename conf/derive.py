@@ -7,6 +7,7 @@ downstream, the checkpoint included, sees the same numbers.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -128,7 +129,15 @@ def resolve(cfg: RunConfig) -> RunConfig:
     """`cfg` with every derived field filled. Call after validation."""
     lengths = span_lengths(cfg.data)
     moe = replace(cfg.moe, group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg))
-    data = replace(cfg.data, decoder_length=cfg.data.decoder_length or lengths.targets)
+    data = replace(
+        cfg.data,
+        decoder_length=cfg.data.decoder_length or lengths.targets,
+        # a run may be resumed or evaluated from another folder than the one it was started in
+        files=_absolute(cfg.data.files),
+        validation_files=_absolute(cfg.data.validation_files),
+        hub_files=_absolute(cfg.data.hub_files),
+        tokenizer=_absolute((cfg.data.tokenizer,))[0] if cfg.data.tokenizer else None,
+    )
     parallel = replace(cfg.parallel, etp=expert_tensor_size(cfg))
     steps = planned_steps(cfg)
     train = replace(
@@ -139,3 +148,8 @@ def resolve(cfg: RunConfig) -> RunConfig:
     warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
     schedule = replace(cfg.schedule, warmup_steps=warmup)
     return replace(cfg, moe=moe, data=data, parallel=parallel, train=train, schedule=schedule)
+
+
+def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths or glob patterns, relative ones below the present folder; `~` is a user's home."""
+    return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)

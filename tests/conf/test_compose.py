@@ -227,3 +227,11 @@ def test_composing_needs_no_torch_writes_nothing_and_is_quick(tmp_path):
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 10  # seconds of CPU; 0.7 on an idle machine
     assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_files_are_written_down_as_absolute_ones(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(["data=text", "data.files=*.txt", "data.validation_files=a.txt"])
+    assert cfg.data.files == (str(tmp_path / "*.txt"),)
+    assert cfg.data.validation_files == (str(tmp_path / "a.txt"),)
