@@ -163,13 +163,6 @@ def check_schedule(cfg: RunConfig) -> Problems:
             needs=f"at most train.steps = {steps}",
             hint=f"schedule.warmup_steps={steps // 10}",
         )
-    if steps is None and schedule.name in ("cosine", "wsd", "linear"):
-        yield ConfigError(
-            "train.steps",
-            got=None,
-            needs=f"the end that schedule={schedule.name} decays to (tokens alone do not say it)",
-            hint="train.steps=1000, or schedule=rsqrt",
-        )
     if cfg.optim.name == "adafactor" and cfg.parallel.zero:
         yield ConfigError(
             "parallel.zero",
