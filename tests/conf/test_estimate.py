@@ -72,7 +72,7 @@ def test_a_model_small_enough_to_count_by_hand():
     experts = 2 * 5 * 2 * (4 * 6)  # the second layer of each stack
     routers = 2 * 4 * 5
     bias = 2 * 32 * 2
-    everything = 2 * 128 * 4 + bias + attention + dense + experts + routers + norms
+    everything = 128 * 4 + bias + attention + dense + experts + routers + norms
     assert num_params(model, moe) == everything
     assert num_active_params(model, moe) == everything - 2 * 4 * 2 * (4 * 6)
     assert num_params(replace(model, tie_embeddings=False), moe) == everything + 128 * 4
