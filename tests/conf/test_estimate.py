@@ -61,7 +61,7 @@ def test_the_released_switch_base_shape_has_the_same_parameters_and_flops():
 
 
 def test_a_model_small_enough_to_count_by_hand():
-    cfg = composed()
+    cfg = composed("model.tie_embeddings=true")
     model = replace(
         cfg.model, vocab_size=100, d_model=4, d_ff=6, d_kv=3, num_heads=2, num_encoder_layers=2, num_decoder_layers=2
     )
