@@ -59,7 +59,7 @@ BAD = [
     ("model.relative_max_distance=16", "model.relative_max_distance", "128"),
     ("moe.capacity_factor=0", "moe.capacity_factor", "try moe.capacity_factor=1.25"),
     ("moe.sparse_every=4", "moe.sparse_every", "try moe.sparse_every=2"),
-    ("schedule.warmup_steps=901", "schedule.warmup_steps", "at most train.steps = 900"),
+    ("schedule.warmup_steps=751", "schedule.warmup_steps", "at most train.steps = 750"),
     ("launch.nproc=0 launch.threads_per_rank=1", "launch.nproc", "at least 1"),
     ("launch.rdzv_endpoint=node7", "launch.rdzv_endpoint", "node7:29500"),
     ("launch.rdzv_endpoint=node7:70000", "launch.rdzv_endpoint", "node7:29500"),
@@ -83,15 +83,15 @@ BAD = [
     ("parallel.etp=0", "parallel.etp", "try parallel.etp=1"),
     ("optim.name=adafactor parallel.zero=0", "optim.beta1", "optim=adafactor"),
     # batch and groups
-    ("train.global_batch=33", "train.global_batch", "try train.global_batch=36"),
-    ("train.accumulation=3", "train.global_batch", "try train.global_batch=36"),
+    ("train.global_batch=33", "train.global_batch", "try train.global_batch=40"),
+    ("train.accumulation=3", "train.global_batch", "try train.global_batch=144"),
     ("model.moe=dense train.global_batch=33", "train.global_batch", "try train.global_batch=34"),
-    ("moe.group_sequences=3", "moe.group_sequences", "1, 2, 4, 8, 16"),
-    ("launch.nproc=32", "moe.group_sequences", "try moe.group_sequences=1, or train.global_batch=64"),
+    ("moe.group_sequences=3", "moe.group_sequences", "1, 2, 4, 8, 16, 32, 64"),
+    ("launch.nproc=64", "moe.group_sequences", "try moe.group_sequences=2, or train.global_batch=256"),
     (
         "launch.nproc=4 parallel.tp=2 parallel.etp=1 train.global_batch=2",
         "train.global_batch",
-        "try train.global_batch=8",
+        "try train.global_batch=16",
     ),
     # data
     ("data=text", "data.files", "docs/*.jsonl"),
@@ -101,8 +101,8 @@ BAD = [
     ("data=text data.files=nowhere/*.txt", "data.files", "'nowhere' does not exist"),
     ("data.tokenizer=nowhere.model", "data.tokenizer", "sentencepiece"),
     ("train.from_checkpoint=nowhere", "train.from_checkpoint", "checkpoint"),
-    ("data.decoder_length=10", "data.decoder_length", "try data.decoder_length=14"),
-    ("data.sentinels=2", "data.sentinels", "try data.sentinels=3"),
+    ("data.decoder_length=5", "data.decoder_length", "try data.decoder_length=6"),
+    ("data.encoder_length=64 data.sentinels=2", "data.sentinels", "try data.sentinels=3"),
     ("data.noise_density=0.8", "data.mean_span_length", "data.noise_density=0.15"),
     ("data.noise_density=0", "data.noise_density", "(0, 0.9]"),
     ("data.mean_span_length=0.5", "data.mean_span_length", "at least 1"),
@@ -147,5 +147,7 @@ def test_several_unknown_names_are_listed_at_once():
 
 def test_rules_that_connect_fields_are_listed_together():
     with pytest.raises(ConfigErrors) as caught:
-        compose(["moe.num_experts=9", "parallel.ep=2", "data.sentinels=2", "model.vocab_size=10"])
+        compose(
+            ["moe.num_experts=9", "parallel.ep=2", "data.encoder_length=64", "data.sentinels=2", "model.vocab_size=10"]
+        )
     assert {error.field for error in caught.value.errors} == {"moe.num_experts", "data.sentinels", "model.vocab_size"}

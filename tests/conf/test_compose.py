@@ -28,12 +28,12 @@ def test_the_default_run():
     cfg = compose([])
     assert (cfg.model.preset, cfg.data.source, cfg.train.precision) == ("small", "stdlib", "fp32")
     assert (cfg.launch.nproc, cfg.parallel.tp, cfg.parallel.ep, cfg.parallel.zero) == (2, 1, 2, 1)
-    assert (cfg.data.encoder_length, cfg.data.decoder_length) == (64, 14)
+    assert (cfg.data.encoder_length, cfg.data.decoder_length) == (24, 6)
     assert None not in (cfg.moe.group_sequences, cfg.parallel.etp, cfg.train.eval_every, cfg.train.save_every)
 
 
 def test_a_run_that_ends_by_tokens_warms_up_and_evaluates_by_its_length():
-    per_step = 32 * (64 + 14)
+    per_step = 128 * (24 + 6)
     cfg = compose(["train.steps=null", f"train.tokens={per_step * 400}"])
     assert cfg.schedule.name == "wsd"  # which decays to the step that the tokens imply
     assert (cfg.schedule.warmup_steps, cfg.train.eval_every, cfg.train.save_every) == (40, 40, 100)

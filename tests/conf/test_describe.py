@@ -25,7 +25,7 @@ def test_the_facts_of_a_run_of_four_ranks():
     assert fact(text, "ranks").startswith("4 = 4 per node x 1 node(s)")
     assert fact(text, "dense parameters") == "tp 2 x dp 2"
     assert fact(text, "experts") == "etp 2 x ep 2 x edp 1: 4 of 8 experts of a layer on each rank"
-    assert fact(text, "micro-batch") == "16 sequences per rank, 1 per step"
+    assert fact(text, "micro-batch") == "64 sequences per rank, 1 per step"
     assert fact(text, "window").startswith("568 tokens of text become 512 encoder and 114 decoder tokens")
     assert fact(text, "routing group").startswith("2 whole sequences")
     assert fact(text, "encoder routing") == (
