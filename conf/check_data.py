@@ -69,7 +69,7 @@ def check_corruption(cfg: RunConfig) -> Problems:
     """Spans of a full window fit the decoder, the sentinels and between the text that is kept."""
     data = cfg.data
     lengths = span_lengths(data)
-    spans = (lengths.inputs + lengths.targets - lengths.raw) // 2 - 1
+    spans = lengths.spans
     noise = lengths.targets - spans - 1
     if data.decoder_length is not None and data.decoder_length < lengths.targets:
         yield ConfigError(

@@ -25,6 +25,11 @@ class SpanLengths(NamedTuple):
     inputs: int  # encoder tokens with sentinels and EOS
     targets: int  # decoder targets with sentinels and EOS
 
+    @property
+    def spans(self) -> int:
+        """Corrupted spans of the window: each puts one sentinel on either side."""
+        return (self.inputs + self.targets - self.raw - 2) // 2
+
 
 def corrupted_lengths(raw: int, noise_density: float, mean_span_length: float) -> SpanLengths:
     """Lengths after corrupting `raw` tokens: one sentinel per span on each side, one EOS each (T5, section 3.1.4)."""

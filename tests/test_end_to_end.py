@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import free_port
+from launch.torchrun import STALE, module_search_path
+
 SMALL = (
     "data=text",
     "data.tokenizer_vocab=400",
@@ -134,3 +137,38 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file, cache, tmp_p
     straight, killed = losses(tmp_path / "runs" / "straight"), losses(tmp_path / "runs" / "killed")
     assert sorted(killed) == sorted(straight) == list(range(1, 17))
     assert killed == straight, out
+
+
+@pytest.mark.slow
+def test_every_launcher_trains_to_the_same_losses(text_file, cache, tmp_path):
+    """`pointsman train`, two torchrun agents that meet by rendezvous, and DeepSpeed's launcher."""
+    common = ("train.steps=3", "train.eval_every=0", "train.save_every=0", "logging.wandb=off")
+
+    def settings(name):
+        return overrides(text_file, cache, *common, f"name={name}")
+
+    pointsman("train", *settings("own"), cwd=tmp_path)
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=both", "-m", "trainer.main"]
+    finish(*[start([*agent, *settings("agents")], tmp_path) for _ in range(2)])
+    deepspeed = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators=2", f"--master_port={free_port()}"]
+    finish(start([*deepspeed, "--module", "trainer.main", *settings("deepspeed")], tmp_path))
+    own = losses(tmp_path / "runs" / "own")
+    assert sorted(own) == [1, 2, 3]
+    for name in ("agents", "deepspeed"):
+        assert losses(tmp_path / "runs" / name) == own, name
+
+
+def start(command, cwd):
+    env = {name: value for name, value in environment().items() if name not in STALE}
+    env |= {"PYTHONPATH": module_search_path("") or "", "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes):
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)[-6000:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,10 @@ from trainer.metrics import Meter, Report
 from trainer.step import to_device
 
 
+class EvaluationStopped(Exception):
+    """`stop_asked` answered yes between two batches; nothing was measured."""
+
+
 @torch.no_grad()
 def evaluate(
     module: SwitchTransformer,
@@ -28,9 +32,15 @@ def evaluate(
     *,
     groups: ParallelGroups,
     device: torch.device,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> Report:
-    """Losses and routing over `batches`, which hold equally many micro-batches on every rank (padding rows weigh 0)."""
+    """Losses and routing over `batches`, which hold equally many micro-batches on every rank (padding rows weigh 0).
+
+    `stop_asked` must answer alike on every rank; a yes raises `EvaluationStopped` before the next batch.
+    """
     for batch in batches:
+        if stop_asked is not None and stop_asked():
+            raise EvaluationStopped
         for micro in batch.micro:
             tensors = to_device(micro, device)
             output = module(

@@ -45,13 +45,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     arguments = parser().parse_args(argv)
     texts = read_texts(arguments.text, arguments.file)
-    from trainer.filling import fill_texts, split_masks
+    from trainer.filling import fill_texts, split_masks, untrained_masks
 
     for text in texts:
         split_masks(text)  # a text without a mask is refused before seconds are spent on loading
     from trainer.loading import load_run
 
     loaded = load_run(arguments.run)
+    note = untrained_masks(texts, loaded.cfg.data)
+    if note:
+        print(note, file=sys.stderr)
     for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding_options(arguments)):
         print("\t".join(filled.spans) if arguments.spans_only else filled.text)
     return 0

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from conf.derive import span_lengths
 from conf.errors import ConfigError
+from conf.schema import DataConfig
 from data.batch import EOS_ID
 from data.tokenizer import Tokenizer
 from model.generate import GenerateOptions, generate
@@ -44,6 +46,18 @@ def split_masks(text: str) -> list[str]:
     if len(pieces) < 2:
         raise ConfigError("text", got=text, needs="at least one span to fill", hint="'The <mask> sat on the mat'")
     return pieces
+
+
+def untrained_masks(texts: Sequence[str], data: DataConfig) -> str | None:
+    """What to tell a person whose texts have more masks than the windows the model was trained on had spans."""
+    trained = span_lengths(data).spans
+    most = max(len(split_masks(text)) - 1 for text in texts)
+    if most <= trained:
+        return None
+    return (
+        f"note: a text has {most} masks, and every window of the training data ({data.encoder_length} tokens) had "
+        f"{trained}: expect little of masks from number {trained + 1} on; fill them one at a time"
+    )
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from conf.schema import TrainConfig
 from data.batch import StepBatch
+from parallel.consensus import any_rank
 from trainer.checkpoint.store import SaveResult
-from trainer.evaluate import evaluate
+from trainer.evaluate import EvaluationStopped, evaluate
 from trainer.metrics import Meter, Report, flat_metrics, router_metrics
 from trainer.progress import ProgressView
 from trainer.resume import TrainState
@@ -38,7 +39,7 @@ class Loop:
             stopped = self._train()
         self._save()  # before the last evaluation: whoever loses patience there loses no step
         if not stopped:
-            self._evaluate()
+            stopped = self._evaluate()
         self.session.store.wait()
         return "stopped" if stopped else "done"
 
@@ -46,15 +47,15 @@ class Loop:
         """Steps up to the limit; returns whether a stop was asked for."""
         train, stopped = self.session.cfg.train, False
         if evaluates_at(train, self.state):
-            report = self._evaluate()
-            self.first = report if self.state.step == 0 else None
+            stopped = self._evaluate()
+            self.first = self.last if self.state.step == 0 else None
         with self.session.train_batches(self.state.step) as batches:
             while not self._finished() and not stopped:
                 stopped = self._one_step(batches)
                 if _due(self.state.step, train.save_every) and not self._finished():
                     self._save()
                 if _due(self.state.step, train.eval_every) and not self._finished() and not stopped:
-                    self._evaluate()
+                    stopped = self._evaluate()
         return stopped
 
     def _finished(self) -> bool:
@@ -104,15 +105,20 @@ class Loop:
         self.session.log.write(self.state.step, {**metrics, **routing})
         self.view.update(self.state.step, metrics)
 
-    def _evaluate(self) -> Report:
+    def _evaluate(self) -> bool:
+        """Measure and log; returns whether a stop request cut it short (a continued run evaluates there again)."""
         session = self.session
-        report = evaluate(
-            session.module,
-            session.validation_batches(),
-            session.new_meter(),
-            groups=session.groups,
-            device=session.device,
-        )
+        try:
+            report = evaluate(
+                session.module,
+                session.validation_batches(),
+                session.new_meter(),
+                groups=session.groups,
+                device=session.device,
+                stop_asked=lambda: any_rank(self.stop.requested, session.groups),
+            )
+        except EvaluationStopped:
+            return True
         self.last = report
         routing = router_metrics(report, prefix="router", per_expert=True)
         session.log.write(self.state.step, {**flat_metrics("eval", report), **routing})
@@ -124,7 +130,7 @@ class Loop:
         if report.layers:
             self.view.say(routing_table(report, capacity_factor=session.cfg.moe.eval_capacity_factor))
         self._throughput.restart()
-        return report
+        return False
 
     def _report_save(self, result: SaveResult | None) -> None:
         if result is not None and result.error:

@@ -10,15 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from conf.errors import ConfigError
 from conf.schema import ScheduleConfig
 
 
-def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
-    """Rate of update `step` (from 1) of a run of `total_steps` (None: open-ended, as with a token limit alone).
-
-    Raises `ConfigError` when the schedule decays towards an end and there is none.
-    """
+def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Rate of update `step` (from 1) of a run of `total_steps`."""
     assert step >= 1, f"steps count from 1, got {step}"
     warmup = _warmup(cfg)
     if step < warmup:
@@ -26,34 +22,32 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int | None) -> fl
     return cfg.lr * _SHAPES[cfg.name](cfg, step, total_steps)
 
 
-def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     # T5 holds 1/sqrt(warmup) and then follows 1/sqrt(step); scaled here so that the value at the end of warm-up is lr
     return math.sqrt(max(_warmup(cfg), 1) / step)
 
 
-def _constant(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+def _constant(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     return 1.0
 
 
-def _cosine(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+def _cosine(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     done = _progress(cfg, step, _warmup(cfg), total_steps)
     return _towards_floor(cfg, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _linear(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
+def _linear(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     return _towards_floor(cfg, 1 - _progress(cfg, step, _warmup(cfg), total_steps))
 
 
-def _wsd(cfg: ScheduleConfig, step: int, total_steps: int | None) -> float:
-    last = _end(cfg, total_steps)
-    decay_start = max(_warmup(cfg), last - round(last * cfg.decay_fraction))
+def _wsd(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
+    decay_start = max(_warmup(cfg), total_steps - round(total_steps * cfg.decay_fraction))
     return _towards_floor(cfg, 1 - _progress(cfg, step, decay_start, total_steps))
 
 
-def _progress(cfg: ScheduleConfig, step: int, start: int, total_steps: int | None) -> float:
+def _progress(cfg: ScheduleConfig, step: int, start: int, total_steps: int) -> float:
     """Share of the way from `start` (0) to the last step (1)."""
-    last = _end(cfg, total_steps)
-    return min(max(step - start, 0) / max(last - start, 1), 1.0)
+    return min(max(step - start, 0) / max(total_steps - start, 1), 1.0)
 
 
 def _towards_floor(cfg: ScheduleConfig, height: float) -> float:
@@ -65,15 +59,7 @@ def _warmup(cfg: ScheduleConfig) -> int:
     return cfg.warmup_steps
 
 
-def _end(cfg: ScheduleConfig, total_steps: int | None) -> int:
-    if total_steps is None:
-        raise ConfigError(
-            "train.steps", got=None, needs=f"the end that schedule={cfg.name} decays to", hint="schedule=rsqrt"
-        )
-    return total_steps
-
-
-_SHAPES: dict[str, Callable[[ScheduleConfig, int, int | None], float]] = {
+_SHAPES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {
     "rsqrt": _rsqrt,
     "cosine": _cosine,
     "wsd": _wsd,

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from data.batch import MicroBatch, StepBatch
 from parallel.types import single_process
 from tests.harness import run_ranks
-from trainer.evaluate import unigram_nats
+from trainer.evaluate import EvaluationStopped, evaluate, unigram_nats
 
 NATS = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 4.0])  # of each id; 3 to 5 are text, 6 and up sentinels
 
@@ -48,3 +49,22 @@ def test_every_rank_has_the_mean_over_all_tokens():
 def test_a_rank_of_padding_alone_does_not_spoil_it():
     assert run_ranks(_on_ranks, 2, ([[7, 3, 1, 0]], [[0, 0, 0, 0]])) == [1.0, 1.0]
     assert math.isnan(unigram_nats(Corpus(), batches([[7, 1, 0, 0]]), single_process()))
+
+
+def test_a_stop_is_obeyed_between_two_batches():
+    answers, seen = iter([False, True]), []
+
+    def module(*arguments, **settings):
+        seen.append(arguments)
+
+    meter = SimpleNamespace(add=lambda *arguments: None, reduce=lambda groups: pytest.fail("measured half a split"))
+    with pytest.raises(EvaluationStopped):
+        evaluate(
+            module,
+            batches([[7, 3, 1, 0]]) * 3,
+            meter,
+            groups=single_process(),
+            device=torch.device("cpu"),
+            stop_asked=lambda: next(answers),
+        )
+    assert len(seen) == 1

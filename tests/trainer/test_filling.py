@@ -2,8 +2,9 @@
 
 import pytest
 
+from conf.compose import compose
 from conf.errors import ConfigError
-from trainer.filling import encode_masked, has_mask, parse_spans, split_masks
+from trainer.filling import encode_masked, has_mask, parse_spans, split_masks, untrained_masks
 
 
 class Letters:
@@ -41,6 +42,13 @@ def test_encoding_numbers_sentinels_in_order_and_ends():
 def test_too_many_masks():
     with pytest.raises(ConfigError, match="at most 10"):
         encode_masked(Letters(), "<mask>" * 11)
+
+
+def test_more_masks_than_trained_spans_are_pointed_out():
+    one_span, three_spans = compose([]).data, compose(["data.encoder_length=64"]).data
+    assert untrained_masks(["a <mask>", "<mask> b"], one_span) is None
+    assert "3 masks" in (untrained_masks(["a <mask>", "<mask> b <mask> c <mask>"], one_span) or "")
+    assert untrained_masks(["<mask> b <mask> c <mask>"], three_spans) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from conf.compose import compose
 from trainer import loop
+from trainer.evaluate import EvaluationStopped
 from trainer.metrics import Report
 from trainer.progress import SilentView
 from trainer.resume import TrainState
@@ -51,13 +52,20 @@ class Batches:
 REPORT = Report(loss=1.0, aux_loss=0.0, z_loss=0.0, loss_text=1.0, loss_sentinel=1.0, tokens=1.0, layers=())
 
 
-def events(monkeypatch, *, step=0, stop_after=None):
+def events(monkeypatch, *, step=0, stop_after=None, stop_in_evaluation_at=None):
     """What a run that stands at `step` does, and how it ends."""
     session = Recorder(compose(TRAIN))
     state = TrainState(step=step, tokens=step)
     throughput = SimpleNamespace(add=lambda **numbers: None, take=dict, restart=lambda: None)
     monkeypatch.setattr(loop, "Throughput", lambda *arguments: throughput)
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: session.events.append(f"eval {running.state.step}") or REPORT)
+
+    def evaluate(*arguments, **settings):
+        session.events.append(f"eval {running.state.step}")
+        if running.state.step == stop_in_evaluation_at:
+            raise EvaluationStopped
+        return REPORT
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
 
     def train_step(*arguments, **settings):
         stop = running.state.step + 1 == stop_after
@@ -80,6 +88,18 @@ def test_a_stop_saves_at_once_and_does_not_evaluate(monkeypatch):
         ["eval 0", "train from 0", "eval 2", "save 3", "save 4", "wait"],
         "stopped",
     )
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (0, ["eval 0", "train from 0", "wait"]),
+        (4, ["eval 0", "train from 0", "eval 2", "save 3", "eval 4", "save 4", "wait"]),
+        (6, ["eval 0", "train from 0", "eval 2", "save 3", "eval 4", "save 6", "eval 6", "wait"]),
+    ],
+)
+def test_a_stop_during_an_evaluation_takes_no_further_step(monkeypatch, at, expected):
+    assert events(monkeypatch, stop_in_evaluation_at=at) == (expected, "stopped")
 
 
 def test_a_resumed_run_makes_the_evaluation_its_predecessor_may_have_missed(monkeypatch):

@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from conf.errors import ConfigError
 from conf.schema import ScheduleConfig
 from trainer.schedule import learning_rate
 
@@ -59,17 +58,6 @@ def test_without_warm_up_the_first_step_has_the_peak_or_just_below(name):
 )
 def test_values_worked_out_by_hand(name, step, rate):
     assert learning_rate(schedule(name), step, 100) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize("name", DECAYING)
-def test_a_schedule_with_an_end_refuses_an_open_ended_run(name):
-    with pytest.raises(ConfigError, match=r"train\.steps.*try schedule=rsqrt"):
-        learning_rate(schedule(name), 50, None)
-
-
-@pytest.mark.parametrize("name", ["rsqrt", "constant"])
-def test_an_open_ended_run_has_the_rates_of_a_finite_one(name):
-    assert learning_rate(schedule(name), 50, None) == learning_rate(schedule(name), 50, 100)
 
 
 def test_a_run_that_ends_with_its_warm_up_does_not_divide_by_zero():
