@@ -19,6 +19,7 @@ from model.moe.experts import ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.router import RouterNoise, noise_width, route
 from model.moe.semantics import SEMANTICS
+from model.moe.tap import RoutingTap
 from model.moe.types import LayerRouting, RouteMode, RouterStats, Routing
 from parallel.dispatch import ExpertExchange
 from parallel.layout import ParamSpec, tag
@@ -49,6 +50,7 @@ class MoeLayer(nn.Module):
         self.exchange = exchange
         self.router = Router(model.d_model, moe.num_experts)
         self.experts = ExpertBank(model, moe, name=name, exchange=exchange)
+        self.tap: RoutingTap | None = None  # set by `trainer.verify` alone
 
     def forward(
         self, x_BLD: Tensor, real_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None
@@ -70,6 +72,8 @@ class MoeLayer(nn.Module):
         if noise is not None:
             noise = self._enter_noise(noise, sequences) if mode == "train" else None
         routing = self._route(x_GSD, real_GS, sequences, mode, noise)
+        if self.tap is not None:
+            self.tap.decided(routing)
         index = slot_index(routing)
         rows_XRD = self.exchange.to_experts(dispatch(x_GSD, index))
         row_noise = None
@@ -114,7 +118,7 @@ class MoeLayer(nn.Module):
             uniform_BLW = keyed_uniform(noise, self.site, ((0, S // sequences), (0, width)))
             jitter = RouterNoise(uniform_BLW.view(G, S, width), self.moe.jitter)
         weight_DE = self.exchange.shared_weight(self.router.weight)
-        return route(x_GSD, real_GS, weight_DE, semantics=self.semantics, capacity=capacity, noise=jitter)
+        return route(x_GSD, real_GS, weight_DE, semantics=self.semantics, capacity=capacity, noise=jitter, tap=self.tap)
 
     def _report(self, routing: Routing, *, positions: int) -> LayerRouting:
         """Losses and counts over all groups of the micro-batch, in one reduction over the ranks that shared them."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.moe.semantics import RouterSemantics
+from model.moe.tap import RoutingTap
 from model.moe.types import RouterStats, Routing
 
 
@@ -48,16 +49,19 @@ def route(
     capacity: int,
     noise: RouterNoise | None = None,
     weight_rounding: torch.dtype | None = None,
+    tap: RoutingTap | None = None,
 ) -> Routing:
     """Send every token to its most probable expert while that expert's slots for the group last.
 
     `real_GS` is False at padding. Decisions, gates and losses are fp32 whatever the activations are (fp64 stays fp64).
     Gradients reach the router through the gate, the auxiliary loss's P and the z-loss; `x_GSD` receives its share of
     those. `weight_rounding` rounds the router weight first: the reference reads it in the activation dtype in bf16
-    runs (PARITY correction 3); by default it is used as it is.
+    runs (PARITY correction 3); by default it is used as it is. A `tap` may put other logits in the place of these.
     """
     wide = torch.float64 if x_GSD.dtype == torch.float64 else torch.float32
     logits_GSE = _logits(x_GSD.to(wide), weight_DE, semantics, noise, weight_rounding)
+    if tap is not None:
+        logits_GSE = tap.logits(logits_GSE)
     log_p_GSE = logits_GSE.log_softmax(-1)
     p_GSE = log_p_GSE.exp() if semantics.decision == "fp32" else log_p_GSE.exp().to(x_GSD.dtype)
     gate_GS, choice_GS = p_GSE.max(-1)  # the first of equal maxima
