@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from conf.schema import DataConfig, ModelConfig, MoeConfig, RunConfig
+from conf.semantics import SEMANTICS
 
 VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
 REFERENCE_WARMUP_STEPS = 10_000
-REFERENCE_GROUP_TOKENS = {"mesh_tf": 1024, "flaxformer": 8192, "hf": 0, "paper": 1024}
 
 
 class SpanLengths(NamedTuple):
@@ -77,8 +77,10 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 def is_sparse_layer(model: ModelConfig, moe: MoeConfig, layer: int) -> bool:
-    """Whether layer `layer` (from 0) of a stack is an expert bank (flaxformer MIXED layout: 1, 3, 5 .. for every 2)."""
-    return model.moe == "switch" and layer % moe.sparse_every == moe.sparse_every - 1
+    """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2)."""
+    every = moe.sparse_every
+    place = every - 1 if SEMANTICS[moe.semantics].layout == "last_of_every" else min(1, every - 1)
+    return model.moe == "switch" and layer % every == place
 
 
 def sparse_layers(model: ModelConfig, moe: MoeConfig, num_layers: int) -> tuple[int, ...]:
@@ -88,14 +90,17 @@ def sparse_layers(model: ModelConfig, moe: MoeConfig, num_layers: int) -> tuple[
 
 def expert_capacity(moe: MoeConfig, group_tokens: int, *, train: bool) -> int:
     """Slots of one expert for one group of `group_tokens` tokens (rounding and bounds of the named semantics)."""
+    row = SEMANTICS[moe.semantics]
     factor = moe.capacity_factor if train else moe.eval_capacity_factor
-    if moe.semantics == "flaxformer":
-        return max(round(factor * group_tokens / moe.num_experts), moe.min_expert_capacity)
-    if moe.semantics == "paper":
-        return max(int(factor * group_tokens / moe.num_experts), 1)
-    if moe.semantics == "hf":
+    if row.capacity == "absolute":
         return moe.min_expert_capacity  # Hugging Face's `expert_capacity` is an absolute number
-    return max(min(group_tokens, int(group_tokens * factor / moe.num_experts)), moe.min_expert_capacity)
+    if row.capacity == "half_even":
+        slots = round(factor * group_tokens / moe.num_experts)
+    else:
+        slots = int(group_tokens * factor / moe.num_experts)
+    if row.capacity_limit == "group":
+        slots = min(slots, group_tokens)
+    return max(slots, moe.min_expert_capacity if row.capacity_minimum == "setting" else 1)
 
 
 def auto_group_sequences(cfg: RunConfig) -> int:
@@ -104,9 +109,10 @@ def auto_group_sequences(cfg: RunConfig) -> int:
     The largest divisor of the global batch whose encoder tokens stay within the reference's group size; Hugging Face
     routes each sequence alone, and flaxformer makes at least as many groups as there are experts.
     """
-    limit = REFERENCE_GROUP_TOKENS[cfg.moe.semantics] // cfg.data.encoder_length
+    row = SEMANTICS[cfg.moe.semantics]
+    limit = row.group_tokens // cfg.data.encoder_length
     batch = cfg.train.global_batch
-    if cfg.moe.semantics == "flaxformer":
+    if row.group_floor == "num_experts":
         limit = min(limit, batch // cfg.moe.num_experts)
     return max((d for d in range(1, batch + 1) if batch % d == 0 and d <= limit), default=1)
 

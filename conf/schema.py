@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from conf.semantics import RouterName, SemanticsName
+
 Ffn = Literal["relu", "gated_gelu"]
 MoeKind = Literal["switch", "dense"]
-Semantics = Literal["mesh_tf", "flaxformer", "hf", "paper"]
-RouterName = Literal["switch"]
 OptimizerName = Literal["adamw", "adafactor"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
@@ -49,7 +49,7 @@ class ModelConfig:
 class MoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
-    semantics: Semantics
+    semantics: SemanticsName
     router: RouterName
     num_experts: int
     sparse_every: int  # layer l (from 0) of each stack is sparse iff l % sparse_every == sparse_every - 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import MoeConfig
-from model.moe.semantics import SEMANTICS
+from conf.semantics import SEMANTICS
 from model.t5.model import ModelOutput
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from conf.derive import expert_capacity
 from conf.errors import ConfigError
 from conf.schema import ModelConfig, MoeConfig
+from conf.semantics import SEMANTICS
 from model.moe.experts import ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.router import RouterNoise, noise_width, route
-from model.moe.semantics import SEMANTICS
 from model.moe.tap import RoutingTap
 from model.moe.types import LayerRouting, RouteMode, RouterStats, Routing
 from parallel.dispatch import ExpertExchange

@@ -2,7 +2,7 @@
 
 Shape suffixes: G groups, S tokens per group, D d_model, E experts, C capacity, K choices per token (1 here), W width of
 the noise (D or E). Source: Mesh-TensorFlow `_switch_gating`; what other references do differently is in
-`model.moe.semantics`. Everything is vectorised with static shapes and never waits for the device.
+`conf.semantics`. Everything is vectorised with static shapes and never waits for the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.moe.semantics import RouterSemantics
+from conf.semantics import Semantics
 from model.moe.tap import RoutingTap
 from model.moe.types import RouterStats, Routing
 
@@ -35,7 +35,7 @@ class _Slots(NamedTuple):
     chosen_GSE: Tensor  # bool, before capacity and before padding is taken out
 
 
-def noise_width(semantics: RouterSemantics, d_model: int, num_experts: int) -> int:
+def noise_width(semantics: Semantics, d_model: int, num_experts: int) -> int:
     """W of `RouterNoise.uniform_GSW`."""
     return d_model if semantics.jitter == "times_input" else num_experts
 
@@ -45,7 +45,7 @@ def route(
     real_GS: Tensor,
     weight_DE: Tensor,
     *,
-    semantics: RouterSemantics,
+    semantics: Semantics,
     capacity: int,
     noise: RouterNoise | None = None,
     weight_rounding: torch.dtype | None = None,
@@ -87,7 +87,7 @@ def route(
 def _logits(
     x_GSD: Tensor,
     weight_DE: Tensor,
-    semantics: RouterSemantics,
+    semantics: Semantics,
     noise: RouterNoise | None,
     weight_rounding: torch.dtype | None,
 ) -> Tensor:
@@ -120,7 +120,7 @@ def _assign(choice_GS: Tensor, takes_GS: Tensor, num_experts: int, capacity: int
     return _Slots(slot_GS.unsqueeze(-1), tokens_GEC, kept_GS, chosen_GSE)
 
 
-def _aux_loss(p_GSE: Tensor, chosen_GSE: Tensor, real_GS: Tensor, semantics: RouterSemantics) -> Tensor:
+def _aux_loss(p_GSE: Tensor, chosen_GSE: Tensor, real_GS: Tensor, semantics: Semantics) -> Tensor:
     """Sum over groups of E * sum_e f * P, with f and P means over all tokens of the group; 1 per group if uniform."""
     f_GE = chosen_GSE.to(p_GSE.dtype).mean(1)
     loss_G = p_GSE.shape[-1] * (f_GE * p_GSE.mean(1)).sum(-1)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from conf.derive import expert_capacity
 from conf.schema import MoeConfig
+from conf.semantics import SEMANTICS
 from model.moe.experts import ExpertBank
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.router import route
-from model.moe.semantics import SEMANTICS
 from model.moe.types import Routing
 from parallel.dispatch import LocalExchange
 from tests.golden.reader import GOLDEN, GoldenCase, distance, read_cases, read_table

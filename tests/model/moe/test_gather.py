@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from conf.semantics import SEMANTICS
 from model.moe.gather import SlotIndex, combine, dispatch, slot_index
 from model.moe.router import route
-from model.moe.semantics import SEMANTICS
 from model.moe.types import Routing
 from tests.model.moe.test_router import problem
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.semantics import SEMANTICS
 from model.moe.router import RouterNoise, noise_width, route
-from model.moe.semantics import SEMANTICS
 from tests.model.moe.oracle import naive_route
 
 MESH = SEMANTICS["mesh_tf"]

@@ -1,0 +1,189 @@
+"""The named semantics as one table of settings: what the reference codes do differently, one row each.
+
+The rows say what each reference does, its defects included; `conf.routing` joins a row with the run's settings, which
+may mend them. `docs/routing.md` shows the table with the defects marked, and PARITY.md is its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SemanticsName = Literal["mesh_tf", "flaxformer", "hf", "paper"]
+RouterName = Literal["switch", "top_2", "switch_max", "expert_choice", "ntlb"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Semantics:
+    """One reference implementation of routing, its losses, its initial weights and its layer layout."""
+
+    routers: tuple[RouterName, ...]
+
+    # Groups and capacity
+    group_tokens: int  # tokens of a group at most; 0: each sequence is a group
+    group_floor: Literal["one", "num_experts"]  # least number of groups in the global batch
+    capacity: Literal["floor", "half_even", "absolute"]  # of S * factor / E; absolute: min_expert_capacity itself
+    capacity_limit: Literal["group", "none"]  # group: at most S, before the minimum is applied
+    capacity_minimum: Literal["setting", "one"]
+
+    # Decisions
+    padding: Literal["skipped", "routed"]  # skipped: no slot and gate 0; routed: padding is a token like any other
+    decision: Literal["fp32", "activation"]  # dtype that probabilities are rounded to before the arg max
+    kernel: Literal["fp32", "activation"]  # dtype that the router weight is rounded to before its fp32 product
+    ntlb_math: Literal["fp32", "activation"]  # dtype of product and softmax of the no-token-left-behind router
+    combine: Literal["fp32", "activation"]  # dtype of the gate when it multiplies the expert's output
+    loss: Literal["fp32", "activation"]  # dtype the layer's loss is rounded to before and after its weight
+    jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
+    first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
+    top_k_gates: Literal["renormalised", "full"]  # renormalised: over the two choices, before dropping
+    gate_priority: Literal["per_expert", "whole_group"]  # switch_max: who competes; slots in order of falling gate
+    zero_gate: Literal["dropped", "kept"]  # dropped: a choice with gate 0 loses its slot, which stays empty
+    expert_choice: Literal["over_tokens", "over_experts"]  # softmax dim of experts-choose; over_tokens: gates / takers
+
+    # Losses
+    aux_scale: Literal["real_share", "one"]  # factor on E * sum f * P, whose means run over padding as well
+    top_2_aux: Literal["masked", "counted"]  # masked: padding is taken out of f and P before the means over all tokens
+    z_tokens: Literal["real", "all"]  # tokens over which the z-loss is a mean
+    z_scale: Literal["aux_weight", "one"]  # factor on the z-loss's weight
+    over_layers: Literal["sum", "mean", "stack_mean"]  # how layers' losses join; stack_mean: mean per stack, then sum
+
+    # Layers, initial weights, gradients
+    layout: Literal["last_of_every", "second_of_every"]  # l % n == n - 1, or: l % n == 1 or n == 1
+    router_std: float | None  # normal, not scaled by init_scale; None: the fan-in rule of every other weight
+    truncation: Literal["raw", "corrected"]  # raw: the spread is 0.88 of the stddev asked for
+    expert_kernel: Literal["truncated", "normal"]
+    wo_fan: Literal["d_ff", "d_model"]  # fan-in of the experts' second weight
+    expert_grad_scale: Literal["one", "num_experts"]  # factor on expert gradients before the update
+
+
+SEMANTICS: dict[SemanticsName, Semantics] = {
+    # Mesh-TensorFlow. Its mask multiplies P after the mean over tokens: padding counts in f and P, and the group's term
+    # is scaled by its share of real tokens (PARITY b1.5).
+    "mesh_tf": Semantics(
+        routers=("switch", "top_2", "switch_max", "expert_choice", "ntlb"),
+        group_tokens=1024,
+        group_floor="one",
+        capacity="floor",
+        capacity_limit="group",
+        capacity_minimum="setting",
+        padding="skipped",
+        decision="fp32",
+        kernel="activation",
+        ntlb_math="activation",
+        combine="activation",
+        loss="activation",
+        jitter="times_input",
+        first_slot=0,
+        top_k_gates="renormalised",
+        gate_priority="per_expert",
+        zero_gate="dropped",
+        expert_choice="over_tokens",
+        aux_scale="real_share",
+        top_2_aux="masked",
+        z_tokens="real",
+        z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight (PARITY b1.10)
+        over_layers="sum",
+        layout="last_of_every",
+        router_std=None,
+        truncation="raw",
+        expert_kernel="truncated",
+        wo_fan="d_ff",
+        expert_grad_scale="one",
+    ),
+    # flaxformer with `ignore_padding_tokens=False`, its default; `moe.padding` selects its other two forms.
+    "flaxformer": Semantics(
+        routers=("switch", "top_2", "switch_max", "expert_choice"),
+        group_tokens=8192,
+        group_floor="num_experts",
+        capacity="half_even",
+        capacity_limit="none",
+        capacity_minimum="setting",
+        padding="routed",
+        decision="fp32",
+        kernel="fp32",
+        ntlb_math="fp32",
+        combine="fp32",
+        loss="fp32",
+        jitter="times_input",
+        first_slot=0,
+        top_k_gates="full",
+        gate_priority="whole_group",
+        zero_gate="kept",
+        expert_choice="over_experts",
+        aux_scale="one",
+        top_2_aux="counted",
+        z_tokens="all",
+        z_scale="one",
+        over_layers="mean",
+        layout="last_of_every",
+        router_std=0.02,
+        truncation="corrected",
+        expert_kernel="normal",
+        wo_fan="d_ff",
+        expert_grad_scale="num_experts",
+    ),
+    # Hugging Face: probabilities are cast back to the input's dtype before the arg max.
+    "hf": Semantics(
+        routers=("switch",),
+        group_tokens=0,
+        group_floor="one",
+        capacity="absolute",
+        capacity_limit="none",
+        capacity_minimum="setting",
+        padding="routed",
+        decision="activation",
+        kernel="fp32",
+        ntlb_math="fp32",
+        combine="activation",
+        loss="fp32",
+        jitter="times_input",
+        first_slot=0,
+        top_k_gates="full",
+        gate_priority="whole_group",
+        zero_gate="kept",
+        expert_choice="over_experts",
+        aux_scale="one",
+        top_2_aux="counted",
+        z_tokens="all",
+        z_scale="one",
+        over_layers="stack_mean",
+        layout="second_of_every",
+        router_std=1.0,
+        truncation="raw",
+        expert_kernel="normal",
+        wo_fan="d_model",
+        expert_grad_scale="one",
+    ),
+    # The listing in the paper's appendix F: jitter is added to logits; an inclusive count is compared with `less`.
+    "paper": Semantics(
+        routers=("switch",),
+        group_tokens=1024,
+        group_floor="one",
+        capacity="floor",
+        capacity_limit="none",
+        capacity_minimum="one",
+        padding="routed",
+        decision="fp32",
+        kernel="fp32",
+        ntlb_math="fp32",
+        combine="activation",
+        loss="fp32",
+        jitter="plus_logits",
+        first_slot=1,
+        top_k_gates="full",
+        gate_priority="whole_group",
+        zero_gate="kept",
+        expert_choice="over_experts",
+        aux_scale="one",
+        top_2_aux="counted",
+        z_tokens="all",
+        z_scale="one",
+        over_layers="sum",
+        layout="last_of_every",
+        router_std=None,
+        truncation="raw",
+        expert_kernel="truncated",
+        wo_fan="d_ff",
+        expert_grad_scale="one",
+    ),
+}
