@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,20 @@ def register_expert_groups(groups: ProcessGroups) -> None:
     registry._EXPERT_PARALLEL_GROUP_RANKS[name] = list(mesh.ep.ranks)
     registry._EXPERT_DATA_PARALLEL_GROUP[name] = groups.of(mesh.edp)
     registry._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = list(mesh.edp.ranks)
+
+
+def release_groups() -> None:
+    """Make DeepSpeed forget every process group, before they are destroyed and others made in the same process.
+
+    A process that has not loaded DeepSpeed has nothing to forget.
+    """
+    if "deepspeed.comm.comm" not in sys.modules:
+        return
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups as registry
+
+    registry._release_process_group_references()
+    comm.cdb = None  # its backend holds the world it was made for
 
 
 def mark_parameters(module: nn.Module, mesh: ParallelGroups) -> bool:

@@ -53,6 +53,18 @@ def init_groups(
     return _build(topology, dist.get_rank(), found, parallel.timeout_s)
 
 
+def join_world(parallel: ParallelConfig, *, rank: int, world: int, store: str) -> None:
+    """Create the default process group of `world` ranks that meet in a new file `store` instead of at an address.
+
+    For processes that meet more than once; `destroy_groups` comes between. The backend is the configured one.
+    """
+    backend = parallel.backend if parallel.backend != "auto" else ("nccl" if torch.cuda.is_available() else "gloo")
+    meeting = dist.FileStore(store, world)
+    dist.init_process_group(
+        backend, store=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=parallel.timeout_s)
+    )
+
+
 def new_control_axis(groups: ParallelGroups, name: str, *, timeout_s: float) -> Axis:
     """Collective: all ranks on a gloo group of their own, for a thread that must not disturb the others' order."""
     control = groups.control
