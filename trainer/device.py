@@ -18,4 +18,21 @@ def local_device(cfg: RunConfig) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
+    # fp32 means fp32, for the router above all. Vendors' containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which would
+    # round its inputs to 10 bits.
+    torch.set_float32_matmul_precision("highest")
     return device
+
+
+def make_repeatable(device: torch.device) -> None:
+    """Let a training run on an accelerator give the same bits every time, so that resuming is exact; CPUs do anyway.
+
+    Without it the backward of fused attention with a bias adds up in the order in which blocks happen to finish. An
+    operation that has no repeatable form raises RuntimeError with its name. Not for generation: a cumulative sum of
+    floats has none.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a pass over every buffer

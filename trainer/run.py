@@ -12,6 +12,7 @@ from parallel.consensus import on_main
 from parallel.types import ParallelGroups
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
+from trainer.device import make_repeatable
 from trainer.evaluate import evaluate, unigram_nats
 from trainer.filling import sample_lines
 from trainer.loading import locate
@@ -52,6 +53,7 @@ def _open(
         notes = changed_settings(reader.state["config"], cfg)
         notes += check_fingerprints(saved, corpus.fingerprint, allow=cfg.train.allow_data_change)
     session = build_session(cfg, groups, run, corpus, store)
+    make_repeatable(session.device)
     state = restore(session, reader)
 
     def begin() -> None:

@@ -6,6 +6,7 @@ Shape suffixes: B batch, H heads of this tensor rank, Q queries, M keys.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +52,27 @@ class RelativeBias(nn.Module):
 
     def forward(self, queries: int, keys: int, *, first_query: int = 0) -> Tensor:
         """Bias [1, H, Q, M] for queries at `first_query`, .. and keys at 0, .., in the weight's dtype."""
-        device = self.weight.device
-        query_Q1 = torch.arange(first_query, first_query + queries, device=device)[:, None]
-        key_1M = torch.arange(keys, device=device)[None, :]
-        bucket_QM = relative_buckets(
-            key_1M - query_Q1,
-            buckets=self.buckets,
-            max_distance=self.max_distance,
-            bidirectional=self.bidirectional,
-        )
+        settings = (self.buckets, self.max_distance, self.bidirectional)
+        bucket_QM = _bucket_table(queries, keys, first_query, settings, self.weight.device)
         return F.embedding(bucket_QM, self.weight).permute(2, 0, 1)[None]
+
+
+@lru_cache(maxsize=64)
+def _bucket_table(
+    queries: int, keys: int, first_query: int, settings: tuple[int, int, bool], device: torch.device
+) -> Tensor:
+    """Buckets [Q, M] on `device`, the same on every kind of device; not to be changed in place.
+
+    Computed on the CPU and kept: some borders (distances 16, 32 and 64 of T5's encoder) are whole numbers before they
+    are rounded down, and an accelerator whose logarithm is off by the last bit would run another model.
+    """
+    buckets, max_distance, bidirectional = settings
+    query_Q1 = torch.arange(first_query, first_query + queries, device="cpu")[:, None]
+    key_1M = torch.arange(keys, device="cpu")[None, :]
+    bucket_QM = relative_buckets(
+        key_1M - query_Q1, buckets=buckets, max_distance=max_distance, bidirectional=bidirectional
+    )
+    return bucket_QM.to(device)
 
 
 def padding_mask(real_BM: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""CPU ranks flush subnormal numbers, which would slow training down many times."""
+"""CPU ranks flush subnormal numbers, which would slow training down many times; accelerators repeat their sums."""
 
 import subprocess
 import sys
@@ -17,3 +17,21 @@ def test_cpu_ranks_flush_subnormal_numbers():
     # A process of its own: the setting is the processor's and would leak into other tests.
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["cpu", "0.0"]
+
+
+REPEATABLE = """
+import os, torch
+from trainer.device import make_repeatable
+make_repeatable(torch.device("cpu"))
+assert not torch.are_deterministic_algorithms_enabled()
+make_repeatable(torch.device("cuda", 0))
+assert torch.are_deterministic_algorithms_enabled()
+assert not torch.is_deterministic_algorithms_warn_only_enabled()
+print(os.environ["CUBLAS_WORKSPACE_CONFIG"], torch.utils.deterministic.fill_uninitialized_memory)
+"""
+
+
+def test_training_on_an_accelerator_is_repeatable():
+    # What the switches do shows on a GPU only (tests/gpu); that they are set shows here.
+    done = subprocess.run([sys.executable, "-c", REPEATABLE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [":4096:8", "False"]

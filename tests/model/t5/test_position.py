@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from model.t5 import position
 from model.t5.position import MASKED, RelativeBias, causal_mask, padding_mask, relative_buckets
 
 
@@ -53,3 +54,18 @@ def test_masks() -> None:
     assert mask.flatten()[2] < 0.9 * MASKED
     causal = causal_mask(3, torch.float32, torch.device("cpu"))[0, 0]
     assert (causal == 0).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_buckets_are_computed_on_the_cpu_whatever_the_device(monkeypatch) -> None:
+    """A border that another device's logarithm rounds the other way would make another model of it."""
+    seen = []
+
+    def watched(offset_QM: torch.Tensor, **settings) -> torch.Tensor:
+        seen.append(offset_QM.device.type)
+        return relative_buckets(offset_QM, **settings)
+
+    monkeypatch.setattr(position, "relative_buckets", watched)
+    with torch.device("meta"):
+        bias = RelativeBias(buckets=12, max_distance=40, heads=2, tp_size=1, d_model=8, bidirectional=True)
+        assert bias(5, 7).device.type == "meta"
+    assert seen == ["cpu"]
