@@ -56,6 +56,14 @@ def test_fp32_weights_are_their_own_masters():
     assert masters(module, single_process()).master_of[module.weight] is module.weight
 
 
+def test_the_norm_of_many_elements_is_exact():
+    weight = nn.Parameter(torch.zeros(2**20, 1))
+    module = nn.Module()
+    module.weight = tag(weight, ParamSpec(axes=("ff", "embed")))
+    weight.grad = torch.rand(2**20, 1, generator=torch.Generator().manual_seed(0))
+    assert masters(module, single_process()).global_norm().item() == pytest.approx(weight.grad.double().norm().item())
+
+
 @pytest.mark.parametrize(("clip_norm", "expected"), [(0.0, 3.0), (5.0, 3.0), (1.5, 1.5)])
 def test_clipping(clip_norm, expected):
     module = one_weight(torch.float32)
