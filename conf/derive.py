@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from conf.schema import DataConfig, ModelConfig, MoeConfig, RunConfig
 from conf.semantics import SEMANTICS
 
+Stack = Literal["encoder", "decoder"]
+STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
 REFERENCE_WARMUP_STEPS = 10_000
 
@@ -76,16 +78,28 @@ def padded_vocab_size(vocab_size: int) -> int:
     return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def is_sparse_layer(model: ModelConfig, moe: MoeConfig, layer: int) -> bool:
+def scales_logits(model: ModelConfig) -> bool:
+    """Whether the decoder's output is multiplied by d_model**-0.5 before the logits: T5 does where it ties them."""
+    return model.tie_embeddings if model.logit_scale is None else model.logit_scale == "width"
+
+
+def stack_depth(model: ModelConfig, stack: Stack) -> int:
+    """Layers of a stack."""
+    return model.num_encoder_layers if stack == "encoder" else model.num_decoder_layers
+
+
+def is_sparse_layer(model: ModelConfig, moe: MoeConfig, stack: Stack, layer: int) -> bool:
     """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2)."""
     every = moe.sparse_every
+    if stack == "decoder" and moe.decoder_sparse_every is not None:
+        every = moe.decoder_sparse_every
     place = every - 1 if SEMANTICS[moe.semantics].layout == "last_of_every" else min(1, every - 1)
     return model.moe == "switch" and layer % every == place
 
 
-def sparse_layers(model: ModelConfig, moe: MoeConfig, num_layers: int) -> tuple[int, ...]:
+def sparse_layers(model: ModelConfig, moe: MoeConfig, stack: Stack) -> tuple[int, ...]:
     """Indices of the expert layers of a stack."""
-    return tuple(layer for layer in range(num_layers) if is_sparse_layer(model, moe, layer))
+    return tuple(layer for layer in range(stack_depth(model, stack)) if is_sparse_layer(model, moe, stack, layer))
 
 
 def expert_capacity(moe: MoeConfig, group_tokens: int, *, train: bool) -> int:
@@ -139,7 +153,12 @@ def slots_per_token(moe: MoeConfig, group_tokens: int, *, train: bool) -> float:
 def resolve(cfg: RunConfig) -> RunConfig:
     """`cfg` with every derived field filled. Call after validation."""
     lengths = span_lengths(cfg.data)
-    moe = replace(cfg.moe, group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg))
+    moe = replace(
+        cfg.moe,
+        group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg),
+        decoder_sparse_every=cfg.moe.decoder_sparse_every or cfg.moe.sparse_every,
+    )
+    model = replace(cfg.model, logit_scale="width" if scales_logits(cfg.model) else "one")
     data = replace(
         cfg.data,
         decoder_length=cfg.data.decoder_length or lengths.targets,
@@ -158,7 +177,7 @@ def resolve(cfg: RunConfig) -> RunConfig:
     )
     warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
     schedule = replace(cfg.schedule, warmup_steps=warmup)
-    return replace(cfg, moe=moe, data=data, parallel=parallel, train=train, schedule=schedule)
+    return replace(cfg, model=model, moe=moe, data=data, parallel=parallel, train=train, schedule=schedule)
 
 
 def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conf.compose import to_yaml
 from conf.derive import (
+    Stack,
     data_parallel_size,
     expert_capacity,
     expert_data_size,
@@ -72,7 +73,7 @@ def _data_facts(cfg: RunConfig) -> Facts:
     return [("window", f"{text}, {padded}"), ("tokens per step", f"{tokens:,} at most")]
 
 
-def _stacks(cfg: RunConfig) -> tuple[tuple[str, int, int], ...]:
+def _stacks(cfg: RunConfig) -> tuple[tuple[Stack, int, int], ...]:
     """Name, length and number of layers of each stack."""
     decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
     return (
@@ -90,7 +91,7 @@ def _routing_facts(cfg: RunConfig) -> Facts:
         train = expert_capacity(cfg.moe, tokens, train=True)
         evaluation = expert_capacity(cfg.moe, tokens, train=False)
         slots = slots_per_token(cfg.moe, tokens, train=True)
-        sparse = ", ".join(str(layer) for layer in sparse_layers(cfg.model, cfg.moe, layers))
+        sparse = ", ".join(str(layer) for layer in sparse_layers(cfg.model, cfg.moe, name))
         text = (
             f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from conf.derive import expert_tensor_size, padded_vocab_size, span_lengths, sparse_layers
+from conf.derive import STACKS, Stack, expert_tensor_size, padded_vocab_size, span_lengths, sparse_layers, stack_depth
 from conf.schema import ModelConfig, MoeConfig, RunConfig
 
 FORWARD_AND_BACKWARD = 3
@@ -33,7 +33,7 @@ class Params(NamedTuple):
 def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
     """Parameters of the model as built on one rank."""
     encoder, decoder = model.num_encoder_layers, model.num_decoder_layers
-    sparse = len(sparse_layers(model, moe, encoder)) + len(sparse_layers(model, moe, decoder))
+    sparse = sum(len(sparse_layers(model, moe, stack)) for stack in STACKS)
     attention = 4 * model.d_model * model.num_heads * model.d_kv
     one_ff = _ff_weights(model)
     tables = 1 if model.tie_embeddings else 2
@@ -91,15 +91,16 @@ def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, de
     pair = 2 * 2 * inner  # one query with one key: its score, and its value's share
     cross = 2 * projection * (decoder_length + encoder_length) + pair * decoder_length * encoder_length
 
-    def stack(layers: int, tokens: int) -> int:
+    def operations(stack: Stack, tokens: int) -> int:
+        layers = stack_depth(model, stack)
         attention = 4 * projection * tokens + pair * tokens * tokens
         router = 2 * model.d_model * moe.num_experts * tokens
         feed_forward = 2 * _ff_weights(model) * tokens
-        return layers * (attention + feed_forward) + len(sparse_layers(model, moe, layers)) * router
+        return layers * (attention + feed_forward) + len(sparse_layers(model, moe, stack)) * router
 
     return Flops(
-        encoder=stack(model.num_encoder_layers, encoder_length),
-        decoder=stack(model.num_decoder_layers, decoder_length) + model.num_decoder_layers * cross,
+        encoder=operations("encoder", encoder_length),
+        decoder=operations("decoder", decoder_length) + model.num_decoder_layers * cross,
         logits=2 * model.d_model * padded_vocab_size(model.vocab_size) * decoder_length,
     )
 

@@ -17,6 +17,7 @@ MoeKind = Literal["switch", "dense"]
 OptimizerName = Literal["adamw", "adafactor"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
+LogitScale = Literal["width", "one"]
 SourceName = Literal["stdlib", "text", "hub", "shards"]
 PackingName = Literal["concat", "document"]
 LauncherName = Literal["local", "slurm"]
@@ -36,7 +37,8 @@ class ModelConfig:
     num_encoder_layers: int
     num_decoder_layers: int
     ffn: Ffn
-    tie_embeddings: bool  # tied: logits = (decoder output * d_model**-0.5) @ embedding.T; untied: own output matrix
+    tie_embeddings: bool  # tied: logits = decoder output @ embedding.T; untied: own output matrix
+    logit_scale: LogitScale | None  # width: decoder output * d_model**-0.5 before the logits; None: width if tied
     relative_buckets: int
     relative_max_distance: int
     dropout: float  # residual, embedding and feed-forward dropout
@@ -52,7 +54,8 @@ class MoeConfig:
     semantics: SemanticsName
     router: RouterName
     num_experts: int
-    sparse_every: int  # layer l (from 0) of each stack is sparse iff l % sparse_every == sparse_every - 1
+    sparse_every: int  # every how many layers one holds experts; which of them: by the rule of the semantics
+    decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every
     capacity_factor: float  # training
     eval_capacity_factor: float
     min_expert_capacity: int

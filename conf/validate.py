@@ -14,7 +14,7 @@ from conf.check_data import check_corruption, check_data, check_files, check_voc
 from conf.check_layout import check_batch, check_experts, check_ranks, check_shards
 from conf.check_range import at_least, check_path, positive, share
 from conf.convert import raise_all
-from conf.derive import sparse_layers, world_size
+from conf.derive import STACKS, sparse_layers, stack_depth, world_size
 from conf.errors import ConfigError
 from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, TrainConfig
 
@@ -108,8 +108,9 @@ def check_moe(moe: MoeConfig) -> Problems:
     """Sizes, rates and weights of the experts."""
     for name in ("num_experts", "sparse_every", "min_expert_capacity"):
         yield from at_least(f"moe.{name}", getattr(moe, name), 1)
-    if moe.group_sequences is not None:
-        yield from at_least("moe.group_sequences", moe.group_sequences, 1)
+    for name in ("group_sequences", "decoder_sparse_every"):
+        if getattr(moe, name) is not None:
+            yield from at_least(f"moe.{name}", getattr(moe, name), 1)
     for name, usual in (("capacity_factor", 1.25), ("eval_capacity_factor", 2.0)):
         yield from positive(f"moe.{name}", getattr(moe, name), usual)
     for name in ("jitter", "expert_dropout"):
@@ -120,14 +121,18 @@ def check_moe(moe: MoeConfig) -> Problems:
 
 def check_sparse(cfg: RunConfig) -> Problems:
     """A switch model has expert layers in both stacks."""
-    layers = min(cfg.model.num_encoder_layers, cfg.model.num_decoder_layers)
-    if cfg.model.moe == "switch" and not sparse_layers(cfg.model, cfg.moe, layers):
-        yield ConfigError(
-            "moe.sparse_every",
-            got=cfg.moe.sparse_every,
-            needs=f"at most {layers}, the layers of the shorter stack: none of them would hold experts",
-            hint=f"moe.sparse_every={layers}, or model.moe=dense",
-        )
+    empty = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
+    if cfg.model.moe == "dense" or not empty:
+        return
+    stack = min(empty, key=lambda name: stack_depth(cfg.model, name))
+    own = stack == "decoder" and cfg.moe.decoder_sparse_every is not None
+    field, layers = "moe.decoder_sparse_every" if own else "moe.sparse_every", stack_depth(cfg.model, stack)
+    yield ConfigError(
+        field,
+        got=cfg.moe.decoder_sparse_every if own else cfg.moe.sparse_every,
+        needs=f"at most {layers}, the layers of the {stack}: none of them would hold experts",
+        hint=f"{field}={layers}, or model.moe=dense",
+    )
 
 
 def check_optim(optim: OptimConfig) -> Problems:

@@ -43,6 +43,7 @@ COLLECTIVES = {
 }  # fmt: skip
 MAY_UNPICKLE = (
     "trainer/checkpoint/",
+    "model/hf/files.py",  # weights_only, which refuses anything but tensors
     "data/children.py",  # bytes of a private pipe to a process that it started itself, never of a file
 )
 UNSAFE_READS = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.hub.load", "dill.load"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from conf.derive import planned_steps, sparse_layers
+from conf.derive import STACKS, planned_steps, sparse_layers
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
@@ -27,8 +27,7 @@ from trainer.run_dir import RunDir
 
 def layer_names(cfg: RunConfig) -> tuple[str, ...]:
     """Names of the expert layers in the order in which the model reports them."""
-    stacks = (("encoder", cfg.model.num_encoder_layers), ("decoder", cfg.model.num_decoder_layers))
-    return tuple(f"{stack}.{layer}" for stack, depth in stacks for layer in sparse_layers(cfg.model, cfg.moe, depth))
+    return tuple(f"{stack}.{layer}" for stack in STACKS for layer in sparse_layers(cfg.model, cfg.moe, stack))
 
 
 @dataclass(kw_only=True, slots=True)

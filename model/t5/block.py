@@ -6,11 +6,10 @@ Shape suffixes: B batch, L length, M encoder length, D d_model, H heads of this 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
-from conf.derive import is_sparse_layer
+from conf.derive import Stack, is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
@@ -23,7 +22,7 @@ from parallel.dispatch import ExpertExchange
 from parallel.factory import LayerFactory
 from parallel.rng import NoiseKey
 
-StackName = Literal["encoder", "decoder"]
+StackName = Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +63,7 @@ class Block(nn.Module):
             self.cross_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
             self.cross_attention = Attention(model, name=f"{self.name}.cross_attention", layers=layers)
         self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
-        self.is_sparse = is_sparse_layer(model, moe, index)
+        self.is_sparse = is_sparse_layer(model, moe, stack, index)
         if self.is_sparse:
             self.ff = MoeLayer(model, moe, name=self.name, exchange=exchange)
         else:

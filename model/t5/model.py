@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conf.derive import padded_vocab_size
+from conf.derive import padded_vocab_size, scales_logits
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.block import Memory
@@ -96,11 +96,12 @@ class SwitchTransformer(nn.Module):
 
     def logits(self, decoded_BTD: Tensor) -> Tensor:
         """fp32 (or wider) logits [B, T, V]; the columns that only pad the vocabulary are -inf."""
+        if scales_logits(self.config):
+            decoded_BTD = decoded_BTD * self.config.d_model**-0.5
         if self.lm_head is not None:
             raw_BTV = self.lm_head(decoded_BTD)
         else:
-            scaled_BTD = decoded_BTD * self.config.d_model**-0.5
-            raw_BTV = self.factory.tied_logits(scaled_BTD, self.shared.weight)  # type: ignore[arg-type]
+            raw_BTV = self.factory.tied_logits(decoded_BTD, self.shared.weight)  # type: ignore[arg-type]
         logits_BTV = raw_BTV.to(torch.promote_types(raw_BTV.dtype, torch.float32))
         columns = logits_BTV.shape[-1]
         real = min(max(self.config.vocab_size - self.factory.tp_rank * columns, 0), columns)

@@ -13,6 +13,7 @@ from conf.derive import (
     is_sparse_layer,
     padded_vocab_size,
     planned_steps,
+    scales_logits,
     slots_per_token,
     span_lengths,
     sparse_layers,
@@ -51,11 +52,26 @@ def test_slots_per_token_show_when_the_minimum_dominates():
     assert slots_per_token(moe, 1024, train=True) == 8.0  # the design's example
 
 
-def test_sparse_layers_are_the_last_of_each_period():
-    cfg = compose([])
-    assert sparse_layers(cfg.model, replace(cfg.moe, sparse_every=3), 12) == (2, 5, 8, 11)
-    assert sparse_layers(cfg.model, replace(cfg.moe, sparse_every=1), 3) == (0, 1, 2)
-    assert not any(is_sparse_layer(replace(cfg.model, moe="dense"), cfg.moe, layer) for layer in range(12))
+def test_sparse_layers_are_the_last_of_each_period_or_the_second():
+    cfg = compose(["model.num_encoder_layers=12", "model.num_decoder_layers=3"])
+
+    def sparse(stack, **moe):
+        return sparse_layers(cfg.model, replace(cfg.moe, **moe), stack)
+
+    assert sparse("encoder", sparse_every=3) == (2, 5, 8, 11)
+    assert sparse("encoder", sparse_every=3, semantics="hf") == (1, 4, 7, 10)
+    assert sparse("decoder", sparse_every=3, decoder_sparse_every=1) == (0, 1, 2)
+    assert sparse("decoder", sparse_every=1, decoder_sparse_every=None, semantics="hf") == (0, 1, 2)
+    dense = replace(cfg.model, moe="dense")
+    assert not any(is_sparse_layer(dense, cfg.moe, "encoder", layer) for layer in range(12))
+
+
+def test_logits_are_scaled_where_the_output_matrix_is_tied_unless_a_setting_says_otherwise():
+    model = compose(["model.tie_embeddings=true"]).model
+    assert model.logit_scale == "width"
+    assert not scales_logits(replace(model, tie_embeddings=False, logit_scale=None))
+    assert scales_logits(replace(model, tie_embeddings=False, logit_scale="width"))
+    assert not scales_logits(replace(model, logit_scale="one"))
 
 
 def test_vocabulary_is_padded_to_128():

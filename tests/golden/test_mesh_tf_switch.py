@@ -30,7 +30,7 @@ def name(case: GoldenCase) -> str:
 
 def moe_of(config: dict) -> MoeConfig:
     return MoeConfig(
-        semantics="mesh_tf", router="switch", num_experts=config["experts"], sparse_every=2,
+        semantics="mesh_tf", router="switch", num_experts=config["experts"], sparse_every=2, decoder_sparse_every=None,
         capacity_factor=config["capacity_factor_train"], eval_capacity_factor=config["capacity_factor_eval"],
         min_expert_capacity=config["min_expert_capacity"], group_sequences=1, jitter=config.get("jitter", 0.0),
         aux_loss_weight=config["loss_coef"], z_loss_weight=config["z_loss"] or 0.0, expert_dropout=0.0,
