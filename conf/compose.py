@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.convert import to_config, to_dict
 from conf.derive import resolve
 from conf.errors import ConfigError
-from conf.overrides import CONF_DIR, Overrides, groups, read_overrides
+from conf.overrides import CONF_DIR, Overrides, groups, presets, read_overrides
 from conf.redact import redact_text
 from conf.schema import RunConfig
 from conf.validate import check_world, validate
@@ -89,7 +89,7 @@ def to_yaml(cfg: RunConfig) -> str:
 
 
 def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that `dump` wrote, with `overrides` (values such as ``data.source=text``) on top.
+    """The configuration that `dump` wrote, with `overrides` (values, or a data preset such as ``data=text``) on top.
 
     Files it names need not exist here. Raises `ConfigError(s)`.
     """
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunC
         # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
         written = OmegaConf.load(Path(path))
         if overrides:
-            written = OmegaConf.merge(written, OmegaConf.from_dotlist(_value_lines(overrides)))
+            written = OmegaConf.merge(written, *_layers(overrides))
         tree: Any = OmegaConf.to_container(written, resolve=False)
     except ConfigError:
         raise
@@ -110,12 +110,21 @@ def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunC
     return resolve(cfg)
 
 
-def _value_lines(overrides: Sequence[str]) -> list[str]:
-    """Overrides as typed; a group's option cannot be chosen any more once its values are written down."""
+def _layers(overrides: Sequence[str]) -> list[Any]:
+    """What `overrides` put on top of a written configuration: first the source of a data preset, then single values.
+
+    The other groups cannot be chosen any more once their values are written down.
+    """
+    chosen, values = [], []
     for line in overrides:
-        key = line.partition("=")[0]
-        if "." not in key and key in groups():
+        key, _, value = line.partition("=")
+        if key == "data" and value in presets("data"):
+            preset: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "data" / f"{value}.yaml"), resolve=False)
+            chosen.append(OmegaConf.create({"data": {name: preset[name] for name in preset if name != "defaults"}}))
+        elif key in groups():
             raise ConfigError(
                 key, got=line, needs="single values of a written configuration", hint=f"{key}.FIELD=VALUE"
             )
-    return list(overrides)
+        else:
+            values.append(line)
+    return [*chosen, OmegaConf.from_dotlist(values)]

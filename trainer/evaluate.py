@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="pointsman eval",
         description="Evaluate a trained model on held-out text, in one process, whatever layout trained it.",
-        epilog="example: pointsman eval runs/first data.source=text data.files='docs/*.jsonl' train.eval_batches=20",
+        epilog="example: pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",
     )
     result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
     result.add_argument("overrides", nargs="*", help="settings to change for the evaluation, e.g. other data")

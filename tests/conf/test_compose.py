@@ -236,3 +236,19 @@ def test_relative_files_are_written_down_as_absolute_ones(tmp_path, monkeypatch)
     cfg = compose(["data=text", "data.files=*.txt", "data.validation_files=a.txt"])
     assert cfg.data.files == (str(tmp_path / "*.txt"),)
     assert cfg.data.validation_files == (str(tmp_path / "a.txt"),)
+
+
+def test_a_written_run_can_be_looked_at_on_other_data(tmp_path):
+    cfg = compose(["data.sentinels=20"])
+    dump(cfg, tmp_path / "config.yaml")
+    other = load(tmp_path / "config.yaml", overrides=["data.files=a.txt", "data=text", "data.seed=7"])
+    assert (other.data.source, other.data.files[0].rpartition("/")[2], other.data.seed) == ("text", "a.txt", 7)
+    assert other.data.sentinels == 20  # nothing else of the preset replaces what the run was trained with
+    assert load(tmp_path / "config.yaml", overrides=["data=c4"]).data.hub_path == "allenai/c4"
+
+
+@pytest.mark.parametrize("override", ["model=switch_base_8", "data=nothing"])
+def test_a_written_run_keeps_its_other_presets(tmp_path, override):
+    dump(compose([]), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="single values of a written configuration"):
+        load(tmp_path / "config.yaml", overrides=[override])
