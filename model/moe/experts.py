@@ -7,11 +7,13 @@ of d_ff (d_ff/etp). With etp > 1 the output is this shard's part of a sum that `
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conf.routing import expert_gradient_factor
 from conf.schema import ModelConfig, MoeConfig
 from parallel.dispatch import ExpertExchange
 from parallel.layout import ParamSpec, tag
@@ -28,7 +30,9 @@ class ExpertBank(nn.Module):
     def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
         super().__init__()
         self.ffn = model.ffn
+        self.relu = nn.ReLU()  # a module, so that `trainer.verify` can hook it
         self.dropout = moe.expert_dropout
+        self.gradient_factor = expert_gradient_factor(moe)
         self.site = f"{name}.expert_dropout"
         self.num_local = moe.num_experts // exchange.ep_size
         self.columns = model.d_ff // exchange.etp_size
@@ -36,9 +40,9 @@ class ExpertBank(nn.Module):
         self.first_column = exchange.etp_rank * self.columns
         into = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=model.d_model)
         for weight in ("wi",) if model.ffn == "relu" else ("wi_0", "wi_1"):
-            self.register_parameter(weight, _weight((self.num_local, model.d_model, self.columns), into))
+            self.register_parameter(weight, _empty((self.num_local, model.d_model, self.columns), into))
         out = ParamSpec(axes=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
-        self.wo = _weight((self.num_local, self.columns, model.d_model), out)
+        self.wo = _empty((self.num_local, self.columns, model.d_model), out)
 
     def forward(self, rows_XRD: Tensor, *, capacity: int, noise: NoiseKey | None) -> Tensor:
         """Every row through its expert: `[X, R, D]`. `noise.rows_B`: first global row of each of the R/C groups.
@@ -47,14 +51,18 @@ class ExpertBank(nn.Module):
         gradient instead of none, so that every rank takes part in every collective.
         """
         if self.ffn == "relu":
-            hidden_XRF = torch.bmm(rows_XRD, self.wi).relu()
+            hidden_XRF = self.relu(torch.bmm(rows_XRD, self.wi))
         else:
-            gate_XRF = F.gelu(torch.bmm(rows_XRD, self.wi_0), approximate="tanh")
-            hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self.wi_1)
+            gate_XRF = F.gelu(torch.bmm(rows_XRD, self._weight(self.wi_0)), approximate="tanh")
+            hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self._weight(self.wi_1))
         if noise is not None and self.dropout > 0:
             # A Python number rounds a bf16 product once; a mask holding 1 / (1 - p) would be rounded before it.
             hidden_XRF = torch.where(self._keep(noise, capacity), hidden_XRF, 0) * (1 / (1 - self.dropout))
-        return torch.bmm(hidden_XRF, self.wo)
+        return torch.bmm(hidden_XRF, self._weight(self.wo))
+
+    def _weight(self, weight: Tensor) -> Tensor:
+        """The weight, with its gradient scaled where the semantics' trainer scales it."""
+        return weight if self.gradient_factor == 1 else _Scaled.apply(weight, self.gradient_factor)  # type: ignore[return-value]
 
     def _keep(self, noise: NoiseKey, capacity: int) -> Tensor:
         """What dropout keeps, bool [X, R, F], keyed by group, expert, slot and column of the whole layer."""
@@ -63,9 +71,22 @@ class ExpertBank(nn.Module):
         return keep_GXCF.transpose(0, 1).flatten(1, 2)
 
 
-def _weight(shape: tuple[int, ...], spec: ParamSpec) -> nn.Parameter:
+def _empty(shape: tuple[int, ...], spec: ParamSpec) -> nn.Parameter:
     """An uninitialised, tagged parameter (`model.init` fills it)."""
     return tag(nn.Parameter(torch.empty(shape)), spec)
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factor: int) -> Tensor:
+        ctx.factor = factor
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] * ctx.factor, None
 
 
 def group_noise(noise: NoiseKey, group_sequences: int, exchange: ExpertExchange) -> NoiseKey:

@@ -22,12 +22,13 @@ class ReluFeedForward(nn.Module):
         super().__init__()
         self.site, self.p = f"{name}.hidden", cfg.dropout
         self.first_column = cfg.d_ff // layers.tp_size * layers.tp_rank
+        self.relu = nn.ReLU()  # a module, so that `trainer.verify` can hook it
         self.wi = layers.column_linear(cfg.d_model, cfg.d_ff, _in_spec(cfg))
         self.wo = layers.row_linear(cfg.d_ff, cfg.d_model, _out_spec(cfg))
 
     def forward(self, x_BLD: Tensor, noise: NoiseKey | None) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        hidden_BLF = F.relu(self.wi(x_BLD))
+        hidden_BLF = self.relu(self.wi(x_BLD))
         return self.wo(dropout(hidden_BLF, self.p, noise, self.site, (0, self.first_column)))
 
 
