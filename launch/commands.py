@@ -57,6 +57,12 @@ examples
   pointsman config
   pointsman config model=switch_base_128 launch.nproc=8 parallel.ep=8""",
         ),
+        Command(
+            name="bench",
+            summary="timings as ratios against a peer measured in the same run",
+            module="trainer.bench.main",
+            usage="[WHAT...] [OVERRIDES]",
+        ),
         Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.doctor"),
         Command(
             name="slurm",
