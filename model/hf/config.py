@@ -1,0 +1,256 @@
+"""Hugging Face's config.json in our settings and back, and what of it we cannot follow.
+
+Keys that are absent take the library's defaults. What changes the numbers and has no counterpart here is refused by
+name; what does not is ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.derive import STACKS, expert_capacity, scales_logits, sparse_layers, stack_depth
+from conf.errors import ConfigError
+from conf.schema import RunConfig
+from model.hf.files import read_json
+from model.hf.names import Kind
+from model.losses import z_weight
+
+CLASSES: dict[Kind, str] = {
+    "t5": "T5ForConditionalGeneration",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
+}
+_OTHER_NAMES = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}  # of the released T5 files
+# (library's key, ours, type, library's default); no default: the key must be there
+_SIZES = (
+    ("vocab_size", "vocab_size", int, None),
+    ("d_model", "d_model", int, None),
+    ("d_ff", "d_ff", int, None),
+    ("d_kv", "d_kv", int, 64),
+    ("num_heads", "num_heads", int, None),
+    ("num_layers", "num_encoder_layers", int, None),
+    ("relative_attention_num_buckets", "relative_buckets", int, 32),
+    ("relative_attention_max_distance", "relative_max_distance", int, 128),
+    ("layer_norm_epsilon", "norm_epsilon", float, 1e-6),
+    ("dropout_rate", "dropout", float, 0.1),
+)
+_ROUTER = (
+    ("num_experts", "num_experts", int, 8),
+    ("expert_capacity", "min_expert_capacity", int, 64),
+    ("router_jitter_noise", "jitter", float, 0.01),
+    ("router_aux_loss_coef", "aux_loss_weight", float, 0.001),
+    ("router_z_loss_coef", "z_loss_weight", float, 0.001),
+)
+# Values that the model's arithmetic is written for; another one would silently change what it computes.
+_FIXED: tuple[tuple[str, Any], ...] = (
+    ("is_encoder_decoder", True),
+    ("pad_token_id", 0),
+    ("decoder_start_token_id", 0),
+    ("quantization_config", None),
+)
+_FIXED_ROUTER: tuple[tuple[str, Any], ...] = (("router_bias", False), ("router_dtype", "float32"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HfConfig:
+    """A config.json as far as it decides what the model computes."""
+
+    path: Path
+    kind: Kind
+    version: str  # of the library that wrote it; "unknown"
+    model: dict[str, Any]  # fields of `ModelConfig`, without what only the tensors can tell (tying)
+    moe: dict[str, Any]  # fields of `MoeConfig`; empty for T5
+    says_tied: bool
+    scale_key: bool | None  # "scale_decoder_outputs", which only 5.x writes, for T5
+    ignored: tuple[str, ...]  # keys and files that name code, which is never run
+
+
+def read_config(folder: Path) -> HfConfig:
+    """Read and check config.json.
+
+    Raises CheckpointError for a file that is no JSON object, ConfigError naming a key that cannot be followed.
+    """
+    path = folder / "config.json"
+    document = read_json(path)
+    kind = _kind(path, document)
+    sizes = {ours: _value(path, document, key, wanted, usual) for key, ours, wanted, usual in _SIZES}
+    decoder = _value(path, document, "num_decoder_layers", int, sizes["num_encoder_layers"])
+    _check_fixed(path, document, _FIXED + (_FIXED_ROUTER if kind == "switch_transformers" else ()))
+    dropout = sizes["dropout"]
+    model = {
+        **sizes,
+        "num_decoder_layers": decoder,
+        "moe": "switch" if kind == "switch_transformers" else "dense",
+        "ffn": _ffn(path, document, kind),
+        "attention_dropout": dropout,  # one rate for all in the library
+        "init_scale": float(_value(path, document, "initializer_factor", float, 1.0)) ** 2,
+    }
+    moe: dict[str, Any] = {}
+    if kind == "switch_transformers":
+        moe = {ours: _value(path, document, key, wanted, usual) for key, ours, wanted, usual in _ROUTER}
+        moe |= {
+            "sparse_every": _step(path, document, "encoder", sizes["num_encoder_layers"]),
+            "decoder_sparse_every": _step(path, document, "decoder", decoder),
+            "expert_dropout": dropout,
+            "group_sequences": 1,
+        }
+    return HfConfig(
+        path=path,
+        kind=kind,
+        version=str(document.get("transformers_version", "unknown")),
+        model=model,
+        moe=moe,
+        says_tied=_value(path, document, "tie_word_embeddings", bool, True),
+        scale_key=_value(path, document, "scale_decoder_outputs", bool, None) if kind == "t5" else None,
+        ignored=(*(["auto_map"] if "auto_map" in document else ()), *sorted(p.name for p in folder.glob("*.py"))),
+    )
+
+
+def _kind(path: Path, document: dict[str, Any]) -> Kind:
+    kind = document.get("model_type")
+    named = [_OTHER_NAMES.get(str(name), str(name)) for name in document.get("architectures") or ()]
+    for known, class_name in CLASSES.items():
+        if kind == known:
+            if named and class_name not in named:
+                raise ConfigError(
+                    f"{path}: architectures",
+                    got=named,
+                    needs=f"{class_name}: an encoder, a decoder and an output matrix",
+                )
+            return known
+    raise ConfigError(f"{path}: model_type", got=kind, needs=" or ".join(CLASSES))
+
+
+def _value(path: Path, document: dict[str, Any], key: str, wanted: type, usual: Any) -> Any:
+    value = document.get(key)
+    if value is None:
+        if usual is None and wanted is not bool:
+            raise ConfigError(f"{path}: {key}", got="nothing", needs=f"a number: {key} of the model")
+        return usual
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{path}: {key}", got=value, needs=f"a {wanted.__name__}")
+    return value
+
+
+def _check_fixed(path: Path, document: dict[str, Any], fixed: tuple[tuple[str, Any], ...]) -> None:
+    for key, needed in fixed:
+        if (got := document.get(key)) is not None and got != needed:
+            raise ConfigError(f"{path}: {key}", got=got, needs=f"{needed!r}: nothing else is computed here")
+
+
+def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> str:
+    """Which feed-forward layer: relu, or GELU (tanh form) gated."""
+    if kind == "switch_transformers":
+        activation = document.get("dense_act_fn", "relu")
+        if activation != "relu":  # the library builds no gated experts, whatever the name
+            raise ConfigError(f"{path}: dense_act_fn", got=activation, needs="relu")
+        return "relu"
+    projection = document.get("feed_forward_proj", "relu")
+    wanted = {"relu": ("relu", "relu"), "gated-gelu": ("gated_gelu", "gelu_new")}.get(projection)
+    if wanted is None:
+        raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs="relu (T5 v1.0) or gated-gelu (T5 v1.1)")
+    if (activation := document.get("dense_act_fn", wanted[1])) != wanted[1]:
+        raise ConfigError(f"{path}: dense_act_fn", got=activation, needs=f"{wanted[1]} with {projection}")
+    return wanted[0]
+
+
+def _step(path: Path, document: dict[str, Any], stack: str, layers: int) -> int:
+    """Layer i is sparse iff i % step == 1 or step == 1. An explicit step wins over the number, as in the library."""
+    sparse = _value(path, document, f"num_sparse_{stack}_layers", int, 3)
+    step = _value(path, document, f"{stack}_sparse_step", int, layers // sparse if sparse > 0 else layers)
+    if step < 1:
+        raise ConfigError(
+            f"{path}: {stack}_sparse_step", got=step, needs=f"at least 1: a stack of {layers} layers with experts in it"
+        )
+    return step
+
+
+def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: bool) -> dict[str, Any]:
+    """The config.json that makes the library compute what our model computes, as far as it can.
+
+    `copies_head`: a Switch model whose output matrix is the unscaled embedding, which the library cannot tie.
+    """
+    model = cfg.model
+    scaled, tied = scales_logits(model), model.tie_embeddings
+    document: dict[str, Any] = {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": model.vocab_size,
+        "d_model": model.d_model,
+        "d_ff": model.d_ff,
+        "d_kv": model.d_kv,
+        "num_heads": model.num_heads,
+        "num_layers": model.num_encoder_layers,
+        "num_decoder_layers": model.num_decoder_layers,
+        "relative_attention_num_buckets": model.relative_buckets,
+        "relative_attention_max_distance": model.relative_max_distance,
+        "layer_norm_epsilon": model.norm_epsilon,
+        "dropout_rate": model.dropout,
+        "initializer_factor": model.init_scale**0.5,
+        "dense_act_fn": "relu" if model.ffn == "relu" else "gelu_new",
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "use_cache": True,
+        "dtype": str(dtype).removeprefix("torch."),
+        # The library reads this key as "scale the decoder's output" as well; what is tied it sees from the tensors.
+        "tie_word_embeddings": scaled if kind == "switch_transformers" or not tied else True,
+    }
+    if kind == "t5":
+        gated = model.ffn == "gated_gelu"
+        document |= {"feed_forward_proj": "gated-gelu" if gated else "relu", "is_gated_act": gated}
+        if scaled != document["tie_word_embeddings"]:
+            document["scale_decoder_outputs"] = scaled
+        return document
+    assert not (tied and not scaled) or copies_head, "the library ties only scaled output matrices"
+    return document | _router_document(cfg)
+
+
+def _router_document(cfg: RunConfig) -> dict[str, Any]:
+    moe, model = cfg.moe, cfg.model
+    document: dict[str, Any] = {
+        "num_experts": moe.num_experts,
+        "expert_capacity": sequence_capacity(cfg),
+        "router_bias": False,
+        "router_dtype": "float32",
+        "router_ignore_padding_tokens": False,
+        "router_jitter_noise": moe.jitter,
+        "router_aux_loss_coef": moe.aux_loss_weight,
+        "router_z_loss_coef": z_weight(moe),
+        "add_router_probs": False,
+    }
+    for stack in STACKS:
+        number, step = sparse_numbers(sparse_layers(model, moe, stack), stack_depth(model, stack), stack)
+        document |= {f"num_sparse_{stack}_layers": number, f"{stack}_sparse_step": step}
+    return document
+
+
+def sparse_numbers(sparse: tuple[int, ...], layers: int, stack: str) -> tuple[int, int]:
+    """(number of sparse layers, step) with which the library makes exactly the layers `sparse`.
+
+    Prefers a step that follows from the number, since that is what the library computes where no step is written.
+    """
+    steps = [s for s in range(1, layers + 2) if tuple(i for i in range(layers) if i % s == 1 or s == 1) == sparse]
+    for step in steps:
+        for number in range(layers + 1):
+            if (layers // number if number else layers) == step:
+                return number, step
+    if steps:
+        return len(sparse), steps[0]
+    raise ConfigError(
+        "moe.sparse_every",
+        got=f"{stack} layers {', '.join(map(str, sparse)) or 'none'} with experts",
+        needs="a layout that the library can build: layers i with i % n == 1, or every layer",
+        hint="a model with moe.sparse_every=1 or 2, or one trained with moe=hf",
+    )
+
+
+def sequence_capacity(cfg: RunConfig) -> int:
+    """Slots of one expert for one sequence, the library's only notion of capacity; of evaluation where ours varies."""
+    return expert_capacity(cfg.moe, cfg.data.encoder_length, train=False)

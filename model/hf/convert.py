@@ -1,0 +1,140 @@
+"""From tensors in Hugging Face's names to ours and back, one tensor at a time, after checking that all are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conf.errors import CheckpointError
+from conf.schema import ModelConfig, MoeConfig
+from model.hf.config import HfConfig
+from model.hf.files import TensorFolder
+from model.hf.names import COPIES, UNUSED, Kind, Pair, Shape, pairs
+
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tying:
+    """How the output matrix goes with the embedding; the library decides by the tensors as much as by config.json."""
+
+    tie_embeddings: bool
+    scaled: bool  # the decoder's output is multiplied by d_model**-0.5 before the logits
+    copies: tuple[str, ...]  # tensors that repeat the embedding and are left out
+
+
+def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
+    """What the library would make of the embeddings. Raises CheckpointError where it would lose some of them."""
+    scaled = hf.says_tied if hf.scale_key is None else hf.scale_key
+    may_tie = (
+        hf.says_tied or hf.scale_key is not None
+    )  # 5.x ties T5 whatever its config says, unless the tensors differ
+    if EMBEDDING not in folder.names:
+        raise CheckpointError(f"{folder.folder}: lacks {EMBEDDING}, the embedding of both stacks")
+    embedding = folder.read(EMBEDDING)
+    copies = tuple(name for name in COPIES if name in folder.names)
+    for name in copies:
+        _require_copy(hf, folder, name, embedding)
+    tie = HEAD not in folder.names
+    if tie and not may_tie:
+        raise CheckpointError(
+            f"{folder.folder}: config.json says tie_word_embeddings=false, but there is no {HEAD}: the output matrix "
+            "is lost (the library would fill it with random numbers)"
+        )
+    if not tie and may_tie:
+        head = folder.read(HEAD)
+        tie = head.shape == embedding.shape and torch.equal(head, embedding)
+        if not tie and hf.scale_key is None and not hf.version.startswith("5."):
+            raise CheckpointError(
+                f"{folder.folder}: config.json (transformers {hf.version}) says tie_word_embeddings=true, but {HEAD} "
+                f"differs from {EMBEDDING}: 4.x would throw {HEAD} away, 5.x would use it. Set tie_word_embeddings "
+                "to false to use it, or remove it from the file"
+            )
+        if tie:
+            copies = (*copies, HEAD)
+    return Tying(tie_embeddings=tie, scaled=scaled, copies=copies)
+
+
+def _require_copy(hf: HfConfig, folder: TensorFolder, name: str, embedding: Tensor) -> None:
+    copy = folder.read(name)
+    if copy.shape == embedding.shape and torch.equal(copy, embedding):
+        return
+    raise CheckpointError(
+        f"{folder.folder}: {name} differs from {EMBEDDING}, but a model here has one embedding for both stacks. "
+        "transformers 5 builds an untied Switch model with three independent embeddings, of which it never reads "
+        f"{EMBEDDING}; it can be imported when all three are equal "
+        "(model.encoder.embed_tokens.weight.data.copy_(model.shared.weight), likewise the decoder's), or tied"
+    )
+
+
+def check_tensors(
+    folder: TensorFolder, table: tuple[Pair, ...], ours: Mapping[str, Shape], vocab_size: int, tying: Tying
+) -> None:
+    """Every tensor of the table is there in the right shape, and nothing else. Raises CheckpointError listing all."""
+    expected = {name: pair.their_shape(ours[pair.ours], vocab_size) for pair in table for name in pair.theirs}
+    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in folder.names]
+    for name in sorted(folder.names - set(expected) - set(tying.copies) - set(UNUSED)):
+        problems.append(f"unexpected: {name} {list(folder.shape(name))}")
+    for name in sorted(folder.names & set(expected)):
+        if (shape := folder.shape(name)) != expected[name]:
+            problems.append(f"{name}: shape {list(shape)}, config.json makes it {list(expected[name])}")
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{folder.folder}: the tensors are not those of its config.json:\n  {shown}{more}")
+
+
+def to_ours(
+    read: Callable[[str], Tensor], table: tuple[Pair, ...], ours: Mapping[str, Shape]
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of each of our tensors in fp32, which holds every fp32, bf16 and fp16 value exactly.
+
+    Rows that only pad the vocabulary are 0: no id reads them and their logits are masked.
+    """
+    for pair in table:
+        value = torch.zeros(ours[pair.ours], dtype=torch.float32)
+        if pair.turn == "expert":
+            for slot, name in zip(value, pair.theirs, strict=True):
+                slot.copy_(read(name).T)
+        else:
+            source = read(pair.theirs[0])
+            source = source.T if pair.turn == "transposed" else source
+            value[: len(source)].copy_(source)
+        yield pair.ours, value
+
+
+def their_shapes(
+    model: ModelConfig, moe: MoeConfig, kind: Kind, ours: Mapping[str, Shape], *, copies: tuple[str, ...]
+) -> dict[str, Shape]:
+    """Name and shape of every tensor to write, in the table's order, with copies of the embedding at the end."""
+    shapes = {
+        name: pair.their_shape(ours[pair.ours], model.vocab_size)
+        for pair in pairs(model, moe, kind)
+        for name in pair.theirs
+    }
+    return shapes | dict.fromkeys(copies, shapes[EMBEDDING])
+
+
+class ToTheirs:
+    """Reads tensors of theirs out of ours. Keeps one of ours, since the experts of a bank are asked for in a row."""
+
+    def __init__(self, read: Callable[[str], Tensor], table: tuple[Pair, ...], vocab_size: int) -> None:
+        """`read` gives our logical tensors whole."""
+        self._read, self._vocab_size = read, vocab_size
+        self._where = {name: (pair, slot) for pair in table for slot, name in enumerate(pair.theirs)}
+        self._kept: tuple[str, Tensor] | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        """One tensor in their orientation, without rows of padding."""
+        pair, slot = self._where.get(name) or self._where[EMBEDDING]
+        if self._kept is None or self._kept[0] != pair.ours:
+            self._kept = (pair.ours, self._read(pair.ours))
+        value = self._kept[1]
+        if pair.turn == "expert":
+            return value[slot].T
+        if pair.ours in (EMBEDDING, HEAD):
+            return value[: self._vocab_size]
+        return value.T if pair.turn == "transposed" else value

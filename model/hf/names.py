@@ -1,0 +1,142 @@
+"""The data table of tensor names, shapes and orientations: ours on one side, Hugging Face's on the other.
+
+Both sides write linear layers as [out, in], so most tensors are equal as they lie. Ours differ in three ways: an expert
+bank is one tensor [experts, in, out] where theirs is one [out, in] per expert; the router is [in, experts]; the rows of
+the vocabulary are padded to a multiple of 128. In the templates {s} is a stack, {i} a layer, {e} an expert and {f} the
+number of the feed-forward sublayer (1 in the encoder, 2 in the decoder).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from conf.derive import STACKS, Stack, is_sparse_layer
+from conf.schema import ModelConfig, MoeConfig
+
+Kind = Literal["t5", "switch_transformers"]
+Where = Literal["model", "head", "stack", "layer", "cross", "dense", "sparse"]
+Shape = tuple[int, ...]
+# What one matrix of theirs is in our tensor: all of it, as it lies or transposed, or a transposed slice of dim 0.
+Turn = Literal["same", "transposed", "expert"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    where: Where  # once in the model, once with an output matrix of its own, or in every stack / layer of that kind
+    ours: str
+    theirs: str
+    turn: Turn = "same"
+
+
+_ATTENTION = ("q", "k", "v", "o")
+TABLE: tuple[Row, ...] = (
+    Row(where="model", ours="shared.weight", theirs="shared.weight"),
+    Row(where="head", ours="lm_head.weight", theirs="lm_head.weight"),
+    Row(
+        where="stack",
+        ours="{s}.relative_bias.weight",
+        theirs="{s}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    Row(where="stack", ours="{s}.final_norm.weight", theirs="{s}.final_layer_norm.weight"),
+    Row(
+        where="layer",
+        ours="{s}.layers.{i}.self_attention_norm.weight",
+        theirs="{s}.block.{i}.layer.0.layer_norm.weight",
+    ),
+    *(
+        Row(
+            where="layer",
+            ours="{s}.layers.{i}.self_attention." + p + ".weight",
+            theirs="{s}.block.{i}.layer.0.SelfAttention." + p + ".weight",
+        )
+        for p in _ATTENTION
+    ),
+    Row(
+        where="cross",
+        ours="{s}.layers.{i}.cross_attention_norm.weight",
+        theirs="{s}.block.{i}.layer.1.layer_norm.weight",
+    ),
+    *(
+        Row(
+            where="cross",
+            ours="{s}.layers.{i}.cross_attention." + p + ".weight",
+            theirs="{s}.block.{i}.layer.1.EncDecAttention." + p + ".weight",
+        )
+        for p in _ATTENTION
+    ),
+    Row(where="layer", ours="{s}.layers.{i}.ff_norm.weight", theirs="{s}.block.{i}.layer.{f}.layer_norm.weight"),
+    Row(
+        where="dense",
+        ours="{s}.layers.{i}.ff.{w}.weight",
+        theirs="{s}.block.{i}.layer.{f}.{dense}.{w}.weight",
+    ),
+    Row(
+        where="sparse",
+        ours="{s}.layers.{i}.ff.router.weight",
+        theirs="{s}.block.{i}.layer.{f}.mlp.router.classifier.weight",
+        turn="transposed",
+    ),
+    Row(
+        where="sparse",
+        ours="{s}.layers.{i}.ff.experts.{w}",
+        theirs="{s}.block.{i}.layer.{f}.mlp.experts.expert_{e}.{w}.weight",
+        turn="expert",
+    ),
+)
+DENSE_MODULE: dict[Kind, str] = {"t5": "DenseReluDense", "switch_transformers": "mlp"}  # {dense} in the table
+FF_WEIGHTS = {"relu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
+SUBLAYER: dict[Stack, int] = {"encoder": 1, "decoder": 2}  # {f} in the table
+
+# Copies of the embedding that the library also writes; ours has one, so they must be equal to it.
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# What old files carry although no version of the library reads it: cross attention has had no position bias since 2019.
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One of our tensors and where its values are in theirs."""
+
+    ours: str
+    theirs: tuple[str, ...]  # one name; of an expert bank one per expert, in order
+    turn: Turn
+
+    def their_shape(self, our_shape: Shape, vocab_size: int) -> Shape:
+        """Shape of each of their tensors, from the shape of ours."""
+        shape = our_shape[1:] if self.turn == "expert" else our_shape
+        if self.ours in ("shared.weight", "lm_head.weight"):
+            return (vocab_size, *shape[1:])
+        return shape if self.turn == "same" else tuple(reversed(shape))
+
+
+def pairs(model: ModelConfig, moe: MoeConfig, kind: Kind) -> tuple[Pair, ...]:
+    """The table written out for one model."""
+    found: list[Pair] = []
+    for row in TABLE:
+        if row.where == "model" or (row.where == "head" and not model.tie_embeddings):
+            found.append(Pair(ours=row.ours, theirs=(row.theirs,), turn=row.turn))
+        elif row.where != "head":
+            for stack in STACKS:
+                found.extend(_in_stack(row, stack, model, moe, kind))
+    return tuple(found)
+
+
+def _in_stack(row: Row, stack: Stack, model: ModelConfig, moe: MoeConfig, kind: Kind) -> list[Pair]:
+    if row.where == "stack":
+        return [Pair(ours=row.ours.format(s=stack), theirs=(row.theirs.format(s=stack),), turn=row.turn)]
+    if row.where == "cross" and stack == "encoder":
+        return []
+    depth = model.num_encoder_layers if stack == "encoder" else model.num_decoder_layers
+    found = []
+    for i in range(depth):
+        if row.where in ("dense", "sparse") and is_sparse_layer(model, moe, stack, i) != (row.where == "sparse"):
+            continue
+        for w in FF_WEIGHTS[model.ffn] if "{w}" in row.ours else ("",):
+            fields = {"s": stack, "i": i, "f": SUBLAYER[stack], "w": w, "dense": DENSE_MODULE[kind]}
+            experts = range(moe.num_experts) if row.turn == "expert" else (0,)
+            theirs = tuple(row.theirs.format(**fields, e=e) for e in experts)
+            found.append(Pair(ours=row.ours.format(**fields), theirs=theirs, turn=row.turn))
+    return found
