@@ -58,6 +58,12 @@ examples
   pointsman config model=switch_base_128 launch.nproc=8 parallel.ep=8""",
         ),
         Command(
+            name="study",
+            summary="a grid of runs that answers one question, and its page: headline, precision",
+            module="trainer.studies.main",
+            usage="NAME [OPTIONS]",
+        ),
+        Command(
             name="bench",
             summary="timings as ratios against a peer measured in the same run",
             module="trainer.bench.main",
