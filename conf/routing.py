@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from conf.derive import Stack
 from conf.errors import ConfigError
 from conf.schema import MoeConfig, SecondPolicy
 from conf.semantics import SEMANTICS, RouterName
 
-StackName = Literal["encoder", "decoder"]
 Math = Literal["fp32", "activation"]
 
 USUAL_CHOICES: dict[RouterName, int] = {"switch": 1, "top_2": 2, "switch_max": 1, "expert_choice": 1, "ntlb": 4}
@@ -49,7 +49,7 @@ class RouterSettings:
     z_tokens: Literal["real", "all", "zeroed"]  # zeroed: all, padding with logits 0
 
 
-def stack_router(moe: MoeConfig, stack: StackName) -> RouterName:
+def stack_router(moe: MoeConfig, stack: Stack) -> RouterName:
     """The router of a stack's expert layers."""
     if stack == "encoder":
         return moe.router
@@ -64,7 +64,7 @@ def num_choices(moe: MoeConfig, router: RouterName) -> int:
     return moe.top_k if moe.top_k is not None and router == moe.router else usual
 
 
-def router_settings(moe: MoeConfig, stack: StackName) -> RouterSettings:
+def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
     """Settings of the routers of one stack."""
     row, router, mended = SEMANTICS[moe.semantics], stack_router(moe, stack), moe.defects == "mended"
     choices = num_choices(moe, router)
@@ -116,6 +116,29 @@ def _z_tokens(moe: MoeConfig) -> Literal["real", "all", "zeroed"]:
     if moe.padding != "semantics":
         return "real" if moe.defects == "mended" else "zeroed"
     return SEMANTICS[moe.semantics].z_tokens
+
+
+def over_layers(moe: MoeConfig) -> Literal["sum", "mean", "stack_mean", "joined"]:
+    """How the losses of layers join; stack_mean: mean per stack, then the sum. The mended form of "joined" is that."""
+    name = SEMANTICS[moe.semantics].over_layers
+    return "stack_mean" if name == "joined" and moe.defects == "mended" else name
+
+
+def counts_kept(moe: MoeConfig) -> bool:
+    """Whether f of the joined loss counts tokens after capacity, dropped ones for expert 0."""
+    return moe.defects == "reproduced" and SEMANTICS[moe.semantics].aux_counts == "kept"
+
+
+def is_silent(moe: MoeConfig, stack: Stack) -> bool:
+    """Whether a stack's router losses are the constant 0 because every layer of it has experts."""
+    own = moe.decoder_sparse_every if stack == "decoder" else None
+    every = moe.sparse_every if own is None else own
+    return moe.defects == "reproduced" and SEMANTICS[moe.semantics].all_sparse == "silent" and every == 1
+
+
+def jitter_reaches_experts(moe: MoeConfig) -> bool:
+    """Whether experts receive the jittered input where activations are fp32 (or wider)."""
+    return moe.defects == "reproduced" and SEMANTICS[moe.semantics].jitter_reaches == "experts"
 
 
 def z_divisor(moe: MoeConfig) -> Literal["real", "all"]:

@@ -12,6 +12,9 @@ from typing import Literal
 
 from conf.semantics import RouterName, SemanticsName
 
+SecondPolicy = Literal["all", "none", "threshold", "random"]
+PaddingName = Literal["semantics", "ignored", "downweighted"]
+DefectsName = Literal["mended", "reproduced"]
 Ffn = Literal["relu", "gated_gelu"]
 MoeKind = Literal["switch", "dense"]
 OptimizerName = Literal["adamw", "adafactor"]
@@ -52,7 +55,14 @@ class MoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
     semantics: SemanticsName
-    router: RouterName
+    router: RouterName  # which ones a semantics defines: docs/routing.md
+    decoder_router: RouterName | None  # None: `router`, but switch where that looks ahead (expert_choice, switch_max)
+    top_k: int | None  # choices a token may try; None: 1 (switch, switch_max), 2 (top_2), 4 (ntlb)
+    second_policy: SecondPolicy  # top_2 of mesh_tf: which second choices are kept; random in training only, else all
+    second_threshold: float  # of the second gate; random keeps with probability gate / threshold
+    second_loss_weight: float  # top_2 of mesh_tf: weight of a balancing loss over second choices (reference: 0 or 0.5)
+    padding: PaddingName  # ignored, downweighted: flaxformer's masked and scatter router with ignored padding
+    defects: DefectsName  # reproduced: the reference to the letter; mended: without the defects docs/routing.md lists
     num_experts: int
     sparse_every: int  # every how many layers one holds experts; which of them: by the rule of the semantics
     decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every

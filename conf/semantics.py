@@ -6,10 +6,10 @@ may mend them. `docs/routing.md` shows the table with the defects marked, and PA
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-SemanticsName = Literal["mesh_tf", "flaxformer", "hf", "paper"]
+SemanticsName = Literal["mesh_tf", "flaxformer", "hf", "hf_4", "paper"]
 RouterName = Literal["switch", "top_2", "switch_max", "expert_choice", "ntlb"]
 
 
@@ -36,7 +36,6 @@ class Semantics:
     jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
     first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
     top_k_gates: Literal["renormalised", "full"]  # renormalised: over the two choices, before dropping
-    gate_priority: Literal["per_expert", "whole_group"]  # switch_max: who competes; slots in order of falling gate
     zero_gate: Literal["dropped", "kept"]  # dropped: a choice with gate 0 loses its slot, which stays empty
     expert_choice: Literal["over_tokens", "over_experts"]  # softmax dim of experts-choose; over_tokens: gates / takers
 
@@ -45,13 +44,18 @@ class Semantics:
     top_2_aux: Literal["masked", "counted"]  # masked: padding is taken out of f and P before the means over all tokens
     z_tokens: Literal["real", "all"]  # tokens over which the z-loss is a mean
     z_scale: Literal["aux_weight", "one"]  # factor on the z-loss's weight
-    over_layers: Literal["sum", "mean", "stack_mean"]  # how layers' losses join; stack_mean: mean per stack, then sum
+    over_layers: Literal["sum", "mean", "joined"]  # joined: a stack's layers as one long layer, then the sum
+    aux_counts: Literal["chosen", "kept"]  # what f counts; kept: after capacity, and a dropped token for expert 0
+    all_sparse: Literal["counted", "silent"]  # silent: a stack with experts in every layer has router losses of 0
+    jitter_reaches: Literal["router", "experts"]  # experts: in fp32 runs they receive the jittered input as well
 
     # Layers, initial weights, gradients
     layout: Literal["last_of_every", "second_of_every"]  # l % n == n - 1, or: l % n == 1 or n == 1
-    router_std: float | None  # normal, not scaled by init_scale; None: the fan-in rule of every other weight
-    truncation: Literal["raw", "corrected"]  # raw: the spread is 0.88 of the stddev asked for
+    router_std: float | None  # of a plain normal; None: the fan-in rule of every other weight
+    truncation: Literal["raw", "corrected", "none"]  # at two sigma; raw: the spread is 0.88 of the stddev asked for
     expert_kernel: Literal["truncated", "normal"]
+    head: Literal["fan_in", "embedding"]  # an output matrix of its own is drawn by fan-in, or as the embedding is
+    init_scale: Literal["kernels", "all"]  # what model.init_scale scales; all: router, embedding and norms as well
     wo_fan: Literal["d_ff", "d_model"]  # fan-in of the experts' second weight
     expert_grad_scale: Literal["one", "num_experts"]  # factor on expert gradients before the update
 
@@ -75,7 +79,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         jitter="times_input",
         first_slot=0,
         top_k_gates="renormalised",
-        gate_priority="per_expert",
         zero_gate="dropped",
         expert_choice="over_tokens",
         aux_scale="real_share",
@@ -83,10 +86,15 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         z_tokens="real",
         z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight (PARITY b1.10)
         over_layers="sum",
+        aux_counts="chosen",
+        all_sparse="counted",
+        jitter_reaches="router",
         layout="last_of_every",
         router_std=None,
         truncation="raw",
         expert_kernel="truncated",
+        head="fan_in",
+        init_scale="kernels",
         wo_fan="d_ff",
         expert_grad_scale="one",
     ),
@@ -107,7 +115,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         jitter="times_input",
         first_slot=0,
         top_k_gates="full",
-        gate_priority="whole_group",
         zero_gate="kept",
         expert_choice="over_experts",
         aux_scale="one",
@@ -115,14 +122,19 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         z_tokens="all",
         z_scale="one",
         over_layers="mean",
+        aux_counts="chosen",
+        all_sparse="counted",
+        jitter_reaches="router",
         layout="last_of_every",
         router_std=0.02,
         truncation="corrected",
         expert_kernel="normal",
+        head="fan_in",
+        init_scale="kernels",
         wo_fan="d_ff",
         expert_grad_scale="num_experts",
     ),
-    # Hugging Face: probabilities are cast back to the input's dtype before the arg max.
+    # Hugging Face 5.23.0: probabilities are cast back to the input's dtype before the arg max.
     "hf": Semantics(
         routers=("switch",),
         group_tokens=0,
@@ -139,18 +151,22 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         jitter="times_input",
         first_slot=0,
         top_k_gates="full",
-        gate_priority="whole_group",
         zero_gate="kept",
         expert_choice="over_experts",
         aux_scale="one",
         top_2_aux="counted",
         z_tokens="all",
         z_scale="one",
-        over_layers="stack_mean",
+        over_layers="joined",
+        aux_counts="chosen",
+        all_sparse="silent",
+        jitter_reaches="experts",  # the product is taken in place, on the experts' own input (PARITY b3.3)
         layout="second_of_every",
         router_std=1.0,
-        truncation="raw",
+        truncation="none",
         expert_kernel="normal",
+        head="embedding",
+        init_scale="all",
         wo_fan="d_model",
         expert_grad_scale="one",
     ),
@@ -171,7 +187,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         jitter="plus_logits",
         first_slot=1,
         top_k_gates="full",
-        gate_priority="whole_group",
         zero_gate="kept",
         expert_choice="over_experts",
         aux_scale="one",
@@ -179,11 +194,18 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         z_tokens="all",
         z_scale="one",
         over_layers="sum",
+        aux_counts="chosen",
+        all_sparse="counted",
+        jitter_reaches="router",
         layout="last_of_every",
         router_std=None,
         truncation="raw",
         expert_kernel="truncated",
+        head="fan_in",
+        init_scale="kernels",
         wo_fan="d_ff",
         expert_grad_scale="one",
     ),
 }
+# Transformers 4.57.6 takes f after capacity and counts each dropped token for expert 0 (PARITY correction 16).
+SEMANTICS["hf_4"] = replace(SEMANTICS["hf"], aux_counts="kept")

@@ -16,6 +16,7 @@ from conf.check_range import at_least, check_path, positive, share
 from conf.convert import raise_all
 from conf.derive import STACKS, sparse_layers, stack_depth, world_size
 from conf.errors import ConfigError
+from conf.routing import check_router
 from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, TrainConfig
 
 Files = Literal["checked", "unchecked"]
@@ -117,6 +118,7 @@ def check_moe(moe: MoeConfig) -> Problems:
         yield from share(f"moe.{name}", getattr(moe, name), 0.01)
     for name in ("aux_loss_weight", "z_loss_weight"):
         yield from at_least(f"moe.{name}", getattr(moe, name), 0)
+    yield from check_router(moe)
 
 
 def check_sparse(cfg: RunConfig) -> Problems:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conf.derive import STACKS
+from conf.routing import is_silent, over_layers, z_divisor
 from conf.schema import MoeConfig
 from conf.semantics import SEMANTICS
+from model.moe.joined import joined_loss
 from model.t5.model import ModelOutput
 
 
@@ -44,17 +47,25 @@ class LossParts:
 
 def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> LossParts:
     """Cross-entropy, auxiliary loss and z-loss of one micro-batch. Scalars in fp32 (or wider)."""
-    semantics = SEMANTICS[moe.semantics]
     ce = output.token_loss_BT.sum() / scale.target_tokens
     aux, z = torch.zeros_like(ce), torch.zeros_like(ce)
     layers = len(output.encoder_routing) + len(output.decoder_routing)
-    stacks = ((output.encoder_routing, scale.encoder_tokens), (output.decoder_routing, scale.decoder_tokens))
-    for routing, real_tokens in stacks:
-        shares = {"sum": 1, "mean": layers, "stack_mean": len(routing)}[semantics.over_layers]
+    routings = (output.encoder_routing, output.decoder_routing)
+    real = (scale.encoder_tokens, scale.decoder_tokens)
+    for stack, routing, real_tokens in zip(STACKS, routings, real, strict=True):
+        if not routing or is_silent(moe, stack):
+            continue
+        join = over_layers(moe)
+        shares = {"sum": 1, "mean": layers, "stack_mean": len(routing), "joined": len(routing)}[join]
+        if join == "joined":
+            balances = [layer.balance for layer in routing if layer.balance is not None]
+            assert len(balances) == len(routing), "expert layers that do not report what a joined loss needs"
+            aux = aux + joined_loss(balances) / scale.replicas
         for layer in routing:
-            aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
+            if join != "joined":
+                aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
             # Every micro-batch has as many tokens when padding counts; when it does not, the step's sum is needed.
-            tokens = real_tokens if semantics.z_tokens == "real" else layer.positions * scale.replicas
+            tokens = real_tokens if z_divisor(moe) == "real" else layer.positions * scale.replicas
             z = z + layer.z_sum / tokens / shares
     aux, z = aux * moe.aux_loss_weight, z * z_weight(moe)
     return LossParts(total=(ce + aux + z) * scale.replicas, ce=ce.detach(), aux=aux.detach(), z=z.detach())

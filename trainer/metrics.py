@@ -27,12 +27,12 @@ class LayerReport:
     """How one expert layer routed, over all ranks."""
 
     name: str  # "encoder.1": stack and layer
-    load: tuple[float, ...]  # share of real tokens whose first choice is expert e, before capacity
+    load: tuple[float, ...]  # share of real tokens' choices that fall on expert e, before capacity
     probability: tuple[float, ...]  # mean router probability of each expert
-    dropped: float  # share of real tokens without a slot
+    dropped: float  # share of real tokens without any slot
     slots_per_token: float  # buffer rows computed per real token
     entropy: float  # mean entropy of the router's distribution, nats
-    confidence: float  # mean gate of the first choice
+    confidence: float  # mean largest probability
     aux: float  # mean over groups, unweighted; 1 when balanced
     z: float  # mean squared log-partition
 
@@ -136,9 +136,9 @@ def _layer_report(name: str, values: list[float], experts: int) -> LayerReport:
     tokens = max(sums["tokens"][0], 1.0)
     return LayerReport(
         name=name,
-        load=tuple(count / tokens for count in sums["load_E"]),
+        load=tuple(count / max(sum(sums["load_E"]), 1.0) for count in sums["load_E"]),
         probability=tuple(mass / tokens for mass in sums["probability_E"]),
-        dropped=1.0 - sum(sums["kept_E"]) / tokens if sums["tokens"][0] else 0.0,
+        dropped=1.0 - sums["routed"][0] / tokens if sums["tokens"][0] else 0.0,
         slots_per_token=sums["slots"][0] / tokens,
         entropy=sums["entropy"][0] / tokens,
         confidence=sums["confidence"][0] / tokens,

@@ -17,12 +17,15 @@ from torch import Tensor
 
 from model.moe.types import Routing
 
+DIRECT = 2  # slots per token up to which they are read one by one; beyond, rows are summed in token order
+
 
 class SlotIndex(NamedTuple):
     """Flat row numbers of one routing decision, shared by dispatch and combine."""
 
     rows_NK: Tensor  # int64 buffer row of each choice; R: dropped
     tokens_R: Tensor  # int64 token of each buffer row; N: empty
+    choices_R: Tensor  # int64 which choice of its token a buffer row is, flat n * K + k; N * K: empty
     experts: int
     groups: int
     capacity: int
@@ -39,7 +42,19 @@ def slot_index(routing: Routing) -> SlotIndex:
     row_GSK = slot_GSK + C * (expert_GSK * (G - 1) + group_G[:, None, None])
     row_GSK = torch.where(slot_GSK < E * C, row_GSK, E * G * C)
     token_GEC = torch.where(routing.tokens_GEC < S, routing.tokens_GEC + S * group_G[:, None, None], G * S)
-    return SlotIndex(row_GSK.flatten(0, 1), token_GEC.transpose(0, 1).reshape(-1), E, G, C)
+    rows_NK, tokens_R = row_GSK.flatten(0, 1), token_GEC.transpose(0, 1).reshape(-1)
+    return SlotIndex(rows_NK, tokens_R, _choice_of_rows(rows_NK, tokens_R), E, G, C)
+
+
+def _choice_of_rows(rows_NK: Tensor, tokens_R: Tensor) -> Tensor:
+    """For each buffer row the choice, among its token's K, that points at it."""
+    N, K = rows_NK.shape
+    if K == 1:
+        return tokens_R
+    row_R = torch.arange(len(tokens_R), device=tokens_R.device)
+    padded = torch.cat((rows_NK, rows_NK.new_full((1, K), -1)))
+    own_RK = padded.index_select(0, tokens_R) == row_R.unsqueeze(1)
+    return torch.where(tokens_R < N, tokens_R * K + own_RK.to(torch.int8).argmax(1), N * K)
 
 
 def dispatch(x_GSD: Tensor, index: SlotIndex) -> Tensor:
@@ -49,14 +64,14 @@ def dispatch(x_GSD: Tensor, index: SlotIndex) -> Tensor:
 
 
 def combine(buffer_EGCD: Tensor, gates_GSK: Tensor, index: SlotIndex) -> Tensor:
-    """Sum over a token's choices of gate * its buffer row: `[G, S, D]`; exactly 0 for a token without a slot.
+    """Sum over a token's slots of gate * its buffer row: `[G, S, D]`; exactly 0 for a token without a slot.
 
-    `gates_GSK` has the buffer's dtype (the caller casts: the reference rounds combine weights to the activations').
+    Products and their sum have the wider dtype of the two, the result the buffer's: a caller that wants combine
+    weights rounded to the activations, as some references have them, casts the gates.
     """
-    assert gates_GSK.dtype == buffer_EGCD.dtype, f"gates {gates_GSK.dtype}, buffer {buffer_EGCD.dtype}"
     G, S, _ = gates_GSK.shape
     rows_RD = buffer_EGCD.reshape(-1, buffer_EGCD.shape[-1])
-    y_ND = _Combine.apply(rows_RD, gates_GSK.flatten(0, 1), index.rows_NK, index.tokens_R)
+    y_ND = _Combine.apply(rows_RD, gates_GSK.flatten(0, 1), index.rows_NK, index.tokens_R, index.choices_R)
     return y_ND.view(G, S, -1)  # type: ignore[union-attr]
 
 
@@ -66,38 +81,59 @@ def _take(source_MD: Tensor, index: Tensor) -> Tensor:
     return padded.index_select(0, index.flatten())
 
 
+def _sum_slots(rows_RD: Tensor, rows_NK: Tensor, tokens_R: Tensor) -> Tensor:
+    """The sum of each token's buffer rows, `[N, D]`, in the order of its choices where they are few."""
+    K = rows_NK.shape[1]
+    if K <= DIRECT:
+        total_ND = _take(rows_RD, rows_NK[:, 0])
+        for k in range(1, K):
+            total_ND = total_ND + _take(rows_RD, rows_NK[:, k])
+        return total_ND
+    # Many possible slots, few taken: sort rows by token, then add up each run of equal tokens by doubling. Work is
+    # R log K instead of N K, with neither atomics nor sizes that depend on the data.
+    R = len(tokens_R)
+    order_R = tokens_R.sort(stable=True).indices
+    token_R = tokens_R[order_R]
+    sum_RD = rows_RD.index_select(0, order_R)
+    for level in range((K - 1).bit_length()):
+        shift = 2**level
+        if shift < R:
+            same_R1 = (token_R[shift:] == token_R[:-shift]).unsqueeze(1)
+            sum_RD = torch.cat((sum_RD[:shift], sum_RD[shift:] + torch.where(same_R1, sum_RD[:-shift], 0.0)))
+    count_N = (rows_NK < R).sum(1)
+    last_N = torch.where(count_N > 0, count_N.cumsum(0) - 1, R)
+    return _take(sum_RD, last_N)
+
+
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, rows_NK: Tensor, tokens_R: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_NK)
+        ctx.save_for_backward(rows_NK, tokens_R)
         return _take(x_ND, tokens_R)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (rows_NK,) = ctx.saved_tensors
-        grad_RD = grads[0]
-        return _sum_choices(_take(grad_RD, rows_NK), rows_NK), None, None
+        return _sum_slots(grads[0], *ctx.saved_tensors), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_RD: Tensor, gates_NK: Tensor, rows_NK: Tensor, tokens_R: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_RD, gates_NK, rows_NK, tokens_R)
-        return _sum_choices(_take(rows_RD, rows_NK) * gates_NK.reshape(-1, 1), rows_NK)
+    def forward(
+        ctx: Any, rows_RD: Tensor, gates_NK: Tensor, rows_NK: Tensor, tokens_R: Tensor, choices_R: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(rows_RD, gates_NK, rows_NK, tokens_R, choices_R)
+        if rows_NK.shape[1] == 1:
+            return (_take(rows_RD, rows_NK) * gates_NK).to(rows_RD.dtype)
+        gate_R1 = _take(gates_NK.reshape(-1, 1), choices_R)
+        return _sum_slots(rows_RD * gate_R1, rows_NK, tokens_R).to(rows_RD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows_RD, gates_NK, rows_NK, tokens_R = ctx.saved_tensors
-        grad_ND = grads[0]
-        # The gate of a buffer row is that of the choice, among its token's K, that points back at the row.
-        own_RK = _take(rows_NK, tokens_R) == torch.arange(len(tokens_R), device=tokens_R.device).unsqueeze(1)
-        gate_R = (_take(gates_NK, tokens_R) * own_RK).sum(1)
-        grad_rows_RD = _take(grad_ND, tokens_R) * gate_R.unsqueeze(1)
-        picked_NKD = _take(rows_RD, rows_NK).view(*rows_NK.shape, -1)
-        grad_gates_NK = (picked_NKD * grad_ND.unsqueeze(1)).sum(-1)
-        return grad_rows_RD, grad_gates_NK, None, None
-
-
-def _sum_choices(picked: Tensor, rows_NK: Tensor) -> Tensor:
-    """Add up the K rows of each token, given in token order."""
-    return picked if rows_NK.shape[1] == 1 else picked.view(*rows_NK.shape, -1).sum(1)
+        rows_RD, gates_NK, rows_NK, tokens_R, choices_R = ctx.saved_tensors
+        taken_RD = _take(grads[0], tokens_R)
+        gate_R1 = _take(gates_NK.reshape(-1, 1), choices_R)
+        # The gradient of a gate is computed where its buffer row lies, then read from there.
+        wide_RD = taken_RD.to(torch.promote_types(taken_RD.dtype, gates_NK.dtype))
+        grad_gate_R1 = (wide_RD * rows_RD).sum(-1, keepdim=True).to(gates_NK.dtype)
+        grad_gates_NK = _take(grad_gate_R1, rows_NK).view_as(gates_NK)
+        return (taken_RD * gate_R1).to(rows_RD.dtype), grad_gates_NK, None, None, None

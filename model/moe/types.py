@@ -1,17 +1,22 @@
 """What a router decides and what a layer reports: the typed results of the expert layers.
 
-Shape suffixes: G groups, S tokens per group, E experts, C capacity, K choices per token, D d_model.
+Shape suffixes: G groups, S tokens per group, E experts, C capacity, K slots a token can hold, Q choices it may try,
+D d_model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from model.moe.joined import LayerBalance
+
 # How a layer routes: "train" and "eval" differ in capacity factor and noise; "no_drop" gives every sequence a group of
-# its own with a slot for every token, so that what one sequence generates does not depend on its batch.
+# its own with a slot for every token, so that what one sequence generates does not depend on its batch. Where experts
+# choose tokens, "no_drop" is that group with the capacity its real tokens have in evaluation.
 RouteMode = Literal["train", "eval", "no_drop"]
 
 
@@ -19,12 +24,13 @@ RouteMode = Literal["train", "eval", "no_drop"]
 class RouterStats:
     """Sums over the router's tokens, fp32, detached, no host sync; add them over micro-batches and ranks."""
 
-    load_E: Tensor  # real tokens whose first choice is e, before capacity
+    load_E: Tensor  # choices of real tokens that fall on e, before capacity (experts choose: tokens that e took)
     probability_E: Tensor  # sum of router probabilities of real tokens
-    kept_E: Tensor  # real tokens that got a slot at e
+    kept_E: Tensor  # slots of e that hold real tokens
     tokens: Tensor  # real tokens routed
-    entropy: Tensor  # sum over real tokens of the entropy of p, nats
-    confidence: Tensor  # sum over real tokens of the gate of the first choice
+    routed: Tensor  # real tokens with a slot at one expert or more
+    entropy: Tensor  # sum over real tokens of the entropy of p over the experts, nats
+    confidence: Tensor  # sum over real tokens of the largest probability
     slots: Tensor  # buffer rows computed: G * E * C
     groups: Tensor  # G
     aux: Tensor  # sum over groups of the group's auxiliary loss (unweighted)
@@ -33,11 +39,16 @@ class RouterStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """Where every token goes. Dispatch carries no gradient; `gates_GSK` does."""
+    """Where every token goes. Dispatch carries no gradient; `gates_GSK` does.
+
+    K is the most slots a token can hold: 1, the choices of top_2 and its like, or E where experts choose tokens.
+    """
 
     slots_GSK: Tensor  # int64 flat slot e * C + c of each choice; E * C: dropped
     tokens_GEC: Tensor  # int64 token in each slot; S: empty
     gates_GSK: Tensor  # fp32 combine weight of each choice; 0 where dropped
+    choices_GSQ: Tensor  # int64 expert of each choice that was looked at; Q >= K
+    places_GSQ: Tensor  # int64 place of that choice in its expert's queue, which may exceed the capacity; -1: none
     capacity: int
     aux_loss: Tensor  # fp32 scalar with gradient: sum over the G local groups of the group's loss (unweighted)
     z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens the semantics counts
@@ -53,3 +64,4 @@ class LayerRouting:
     z_sum: Tensor
     positions: int  # tokens of the micro-batch in this stack, padding included
     stats: RouterStats
+    balance: LayerBalance | None = None  # of all groups of the micro-batch, where losses join layers before f and P

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from conf.derive import expert_capacity
+from conf.routing import router_settings
 from conf.schema import MoeConfig
-from conf.semantics import SEMANTICS
 from model.moe.experts import ExpertBank
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.router import route
@@ -30,7 +30,9 @@ def name(case: GoldenCase) -> str:
 
 def moe_of(config: dict) -> MoeConfig:
     return MoeConfig(
-        semantics="mesh_tf", router="switch", num_experts=config["experts"], sparse_every=2, decoder_sparse_every=None,
+        semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
+        second_loss_weight=0.0, padding="semantics", defects="reproduced", router="switch",
+        num_experts=config["experts"], sparse_every=2, decoder_sparse_every=None,
         capacity_factor=config["capacity_factor_train"], eval_capacity_factor=config["capacity_factor_eval"],
         min_expert_capacity=config["min_expert_capacity"], group_sequences=1, jitter=config.get("jitter", 0.0),
         aux_loss_weight=config["loss_coef"], z_loss_weight=config["z_loss"] or 0.0, expert_dropout=0.0,
@@ -52,10 +54,8 @@ class Run:
         importance = self.want.get("importance", torch.ones(self.x.shape[:2]))
         self.real = importance.view(shape) == 1
         x_GSD = self.x.view(*shape, -1)
-        rounding = torch.bfloat16 if dtype == torch.bfloat16 else None
         self.routing: Routing = route(
-            x_GSD, self.real, self.router, semantics=SEMANTICS["mesh_tf"], capacity=self.capacity,
-            weight_rounding=rounding,
+            x_GSD, self.real, self.router, settings=router_settings(moe, "encoder"), capacity=self.capacity,
         )  # fmt: skip
         model = model_config("relu", d_model=self.config["d_model"], d_ff=self.config["d_ff"])
         self.experts = ExpertBank(model, moe, name="encoder.1", exchange=LocalExchange()).to(dtype)

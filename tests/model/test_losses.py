@@ -14,7 +14,7 @@ from tests.model.t5.build import MOE, make_batch, make_model
 
 def routing(aux: float, z: float, groups: int, positions: int = 10) -> LayerRouting:
     zero = torch.zeros(())
-    names = ("load_E", "probability_E", "kept_E", "tokens", "entropy", "confidence", "slots", "aux", "z")
+    names = ("load_E", "probability_E", "kept_E", "tokens", "routed", "entropy", "confidence", "slots", "aux", "z")
     stats = RouterStats(groups=torch.tensor(float(groups)), **dict.fromkeys(names, zero))
     return LayerRouting(aux_loss=leaf(aux), z_sum=leaf(z), positions=positions, stats=stats)
 

@@ -19,6 +19,7 @@ def routing(load, kept, *, tokens, groups=1.0, aux=1.0):
         probability_E=torch.tensor([tokens / len(load)] * len(load)),
         kept_E=torch.tensor(kept),
         tokens=torch.tensor(tokens),
+        routed=torch.tensor(sum(kept)),
         entropy=torch.tensor(tokens * 0.5),
         confidence=torch.tensor(tokens * 0.75),
         slots=torch.tensor(tokens * 2.0),

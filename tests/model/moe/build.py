@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conf.schema import Ffn, ModelConfig, MoeConfig, ParallelConfig
+from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig
+from conf.semantics import RouterName, SemanticsName
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from parallel.dispatch import ExpertExchange, LocalExchange
@@ -31,6 +32,9 @@ class Variant:
     to_one_expert: bool = False  # a router that sends every token to expert 1
     empty_rows: int = 0  # the first rows of the batch are padding only
     mode: RouteMode = "train"
+    router: RouterName = "switch"
+    semantics: SemanticsName = "mesh_tf"
+    defects: DefectsName = "mended"
 
 
 def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) -> ModelConfig:
@@ -43,8 +47,9 @@ def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) ->
 
 def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
     return MoeConfig(
-        semantics="mesh_tf", router="switch", num_experts=v.experts, sparse_every=2,
-        decoder_sparse_every=None, capacity_factor=v.capacity_factor,
+        semantics=v.semantics, decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
+        second_loss_weight=0.0, padding="semantics", defects=v.defects, router=v.router, num_experts=v.experts,
+        sparse_every=2, decoder_sparse_every=None, capacity_factor=v.capacity_factor,
         eval_capacity_factor=2.0, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
         jitter=v.jitter, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=v.expert_dropout,
     )  # fmt: skip

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conf.semantics import SEMANTICS
+from conf.routing import router_settings
 from model.moe.gather import SlotIndex, combine, dispatch, slot_index
 from model.moe.router import route
 from model.moe.types import Routing
 from tests.model.moe.test_router import problem
+from tests.model.t5.build import MOE
 
-MESH = SEMANTICS["mesh_tf"]
+MESH = router_settings(MOE, "encoder")
 
 
 def routed(capacity: int, *, groups: int = 2, tokens: int = 6, experts: int = 3) -> tuple[torch.Tensor, Routing]:
     x, real, weight = problem(1, groups, tokens, experts)
-    return x, route(x, real, weight, semantics=MESH, capacity=capacity)
+    return x, route(x, real, weight, settings=MESH, capacity=capacity)
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 2, 9])
@@ -50,7 +51,7 @@ def test_gradcheck_top1(capacity):
 def two_choices() -> SlotIndex:
     """One group of three tokens, two experts with two slots: token 0 at both, token 1 at expert 1, token 2 at none."""
     rows = torch.tensor([[0, 2], [3, 4], [4, 4]])
-    return SlotIndex(rows, torch.tensor([0, 3, 0, 1]), experts=2, groups=1, capacity=2)
+    return SlotIndex(rows, torch.tensor([0, 3, 0, 1]), torch.tensor([0, 6, 1, 2]), experts=2, groups=1, capacity=2)
 
 
 def test_two_choices_sum_and_gradcheck():

@@ -24,7 +24,7 @@ NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
 @pytest.mark.parametrize("group_sequences", [1, 2, 8])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_equals_naive_layer_with_all_gradients(group_sequences, mode):
-    v = Variant(group_sequences=group_sequences)
+    v = Variant(group_sequences=group_sequences, defects="reproduced")
     layer = build_layer(v)
     x, real, cotangent = batch(v)
     x.requires_grad_()

@@ -39,6 +39,13 @@ MODEL = ModelConfig(
 )
 MOE = MoeConfig(
     semantics="mesh_tf",
+    decoder_router=None,
+    top_k=None,
+    second_policy="all",
+    second_threshold=0.2,
+    second_loss_weight=0.0,
+    padding="semantics",
+    defects="mended",
     router="switch",
     num_experts=4,
     sparse_every=2,

@@ -1,0 +1,116 @@
+"""The losses of a router and what it reports: f * P in every recorded form, the z-loss, counts.
+
+Shape suffixes: G groups, S tokens per group, E experts, K choices per token. Losses are sums over the groups here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from conf.routing import RouterSettings
+from model.moe.slots import Slots
+from model.moe.types import RouterStats
+
+Tokens = Literal["all", "real"]
+
+
+@torch.no_grad()
+def count_choices(choice_GSK: Tensor, num_experts: int, counted_GSK: Tensor | None = None) -> Tensor:
+    """How many of each token's choices (of those counted) are each expert, `[G, S, E]` fp32."""
+    experts_E = torch.arange(num_experts, device=choice_GSK.device)
+    count_GSE = torch.zeros(*choice_GSK.shape[:2], num_experts, device=choice_GSK.device)
+    for k in range(choice_GSK.shape[-1]):
+        chosen_GSE = choice_GSK[..., k : k + 1] == experts_E
+        count_GSE = count_GSE + (chosen_GSE if counted_GSK is None else chosen_GSE & counted_GSK[..., k : k + 1])
+    return count_GSE
+
+
+@torch.no_grad()
+def choice_shares(choice_GSK: Tensor, settings: RouterSettings, num_experts: int) -> Tensor:
+    """How much each token adds to f of each expert, `[G, S, E]` fp32, before padding is taken out."""
+    if settings.aux_choices == "first":
+        choice_GSK = choice_GSK[..., :1]
+    shares_GSE = count_choices(choice_GSK, num_experts)
+    return shares_GSE / choice_GSK.shape[-1] if settings.aux_choices == "mean" else shares_GSE
+
+
+def balance_loss(chosen_GSE: Tensor, p_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> Tensor:
+    """Sum over groups of E * sum_e f * P; 1 for each group if uniform. Gradient flows through P alone."""
+    f_GE = _mean(chosen_GSE.to(p_GSE.dtype), real_GS, settings.aux_f, settings.aux_mean)
+    P_GE = _mean(p_GSE, real_GS, settings.aux_p, settings.aux_mean)
+    loss_G = p_GSE.shape[-1] * (f_GE * P_GE).sum(-1)
+    if settings.aux_scale == "real_share":
+        loss_G = loss_G * real_GS.to(loss_G.dtype).mean(1)
+    return loss_G.sum()
+
+
+def second_loss(second_GSE: Tensor, rest_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> Tensor:
+    """The same over second choices: P is what remains of p without the first choice, renormalised.
+
+    Reproduced, padding counts in P and in both means; mended, real tokens alone do.
+    """
+    tokens = settings.aux_mean
+    f_GE = _mean(second_GSE.to(rest_GSE.dtype), real_GS, tokens, tokens)
+    P_GE = _mean(rest_GSE / (rest_GSE.sum(-1, keepdim=True) + 1e-9), real_GS, tokens, tokens)
+    loss_G = rest_GSE.shape[-1] * (f_GE * P_GE).sum(-1)
+    if settings.aux_scale == "real_share":
+        loss_G = loss_G * real_GS.to(loss_G.dtype).mean(1)
+    return loss_G.sum()
+
+
+def attention_loss(q_GSE: Tensor, real_GS: Tensor, count_G: Tensor) -> Tensor:
+    """Balance where experts choose by a softmax over tokens: sum over groups of n * sum_s (mean_e q)^2.
+
+    Every real token should get the same attention; `count_G` is n, the group's real tokens. 1 for each group if so.
+    """
+    attention_GS = torch.where(real_GS, q_GSE.mean(-1), 0.0)
+    return (count_G.to(q_GSE.dtype) * attention_GS.square().sum(1)).sum()
+
+
+def _mean(values_GSE: Tensor, real_GS: Tensor, counted: Tokens, divisor: Tokens) -> Tensor:
+    """Mean over the tokens of each group, `[G, E]`; 0 for a group without any."""
+    if counted == "real":
+        values_GSE = torch.where(real_GS.unsqueeze(-1), values_GSE, 0.0)
+    if divisor == "all":
+        return values_GSE.mean(1)
+    return values_GSE.sum(1) / real_GS.sum(1, keepdim=True).clamp(min=1)
+
+
+def z_sums(logits_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> tuple[Tensor, Tensor]:
+    """Sum of logsumexp(logits)^2 over the tokens the loss counts, and over real tokens (fp32 or wider)."""
+    wide = torch.promote_types(logits_GSE.dtype, torch.float32)
+    if settings.z_tokens == "zeroed":
+        counted_GSE = logits_GSE * real_GS.unsqueeze(-1)
+        z_GS = counted_GSE.logsumexp(-1).square().to(wide)
+        return z_GS.sum(), torch.where(real_GS, z_GS, 0.0).sum()
+    z_GS = logits_GSE.logsumexp(-1).square().to(wide)
+    z_real = torch.where(real_GS, z_GS, 0.0).sum()
+    return (z_GS.sum() if settings.z_tokens == "all" else z_real), z_real
+
+
+@torch.no_grad()
+def router_stats(
+    logits_GSE: Tensor, load_GSE: Tensor, slots: Slots, real_GS: Tensor, aux_loss: Tensor, z_real: Tensor
+) -> RouterStats:
+    """Sums over real tokens; see `RouterStats`. `load_GSE`: choices of each token before capacity."""
+    log_p_GSE = logits_GSE.float().log_softmax(-1)
+    p_GSE = log_p_GSE.exp() * real_GS.unsqueeze(-1)
+    G, E, C = slots.tokens_GEC.shape
+    pad_G1 = torch.zeros(G, 1, dtype=torch.bool, device=real_GS.device)
+    held_GEC = torch.cat((real_GS, pad_G1), 1).gather(1, slots.tokens_GEC.flatten(1)).view(G, E, C)
+    return RouterStats(
+        load_E=torch.where(real_GS.unsqueeze(-1), load_GSE, 0.0).sum((0, 1)).float(),
+        probability_E=p_GSE.sum((0, 1)),
+        kept_E=held_GEC.sum((0, 2)).float(),
+        tokens=real_GS.sum().float(),
+        routed=(slots.kept_GSK.any(-1) & real_GS).sum().float(),
+        entropy=-(p_GSE * log_p_GSE).sum(),
+        confidence=p_GSE.amax(-1).sum(),
+        slots=torch.full((), float(G * E * C), device=log_p_GSE.device),
+        groups=torch.full((), float(G), device=log_p_GSE.device),
+        aux=aux_loss.detach().float(),
+        z=z_real.detach().float(),
+    )
