@@ -11,6 +11,9 @@ from conf.schema import RunConfig
 
 def local_device(cfg: RunConfig) -> torch.device:
     """This rank's accelerator, or the CPU where there is none (or the backend is gloo)."""
+    # fp32 means fp32, for the router above all: vendors' containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, with which
+    # the factors of a product would be rounded to 10 bits.
+    torch.set_float32_matmul_precision("highest")
     if cfg.parallel.backend == "gloo" or not torch.cuda.is_available():
         # Softmax over logits that differ by 90 or more gives subnormal numbers, on which CPUs compute far slower:
         # measured, a step of the small default costs 1.5 times the time without this after 100 steps, and more later.
@@ -18,9 +21,6 @@ def local_device(cfg: RunConfig) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
-    # fp32 means fp32, for the router above all. Vendors' containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which would
-    # round its inputs to 10 bits.
-    torch.set_float32_matmul_precision("highest")
     return device
 
 

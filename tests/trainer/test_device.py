@@ -1,5 +1,6 @@
 """CPU ranks flush subnormal numbers, which would slow training down many times; accelerators repeat their sums."""
 
+import os
 import subprocess
 import sys
 
@@ -35,3 +36,21 @@ def test_training_on_an_accelerator_is_repeatable():
     # What the switches do shows on a GPU only (tests/gpu); that they are set shows here.
     done = subprocess.run([sys.executable, "-c", REPEATABLE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [":4096:8", "False"]
+
+
+PRECISION = """
+import torch
+from conf.compose import compose
+from trainer.device import local_device
+before = torch.get_float32_matmul_precision()
+local_device(compose([]))
+print(before, torch.get_float32_matmul_precision())
+"""
+
+
+def test_a_containers_default_does_not_take_bits_from_fp32():
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRECISION], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["high", "highest"]

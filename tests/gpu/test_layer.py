@@ -1,0 +1,147 @@
+"""The expert layer on a device against fp64 on the CPU: decisions as integers, values and gradients to tolerance.
+
+Every router and semantics that the configuration knows and accepts together is tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from conf.compose import compose
+from conf.errors import PointsmanError
+from conf.schema import MoeConfig, RunConfig
+from model.init import initialise
+from model.moe.layer import MoeLayer
+from parallel.dispatch import LocalExchange
+from parallel.layout import cast_module
+from parallel.rng import NoiseKey
+from parallel.types import single_process
+from tests.gpu.devices import EVERY_DEVICE
+
+ROWS, LENGTH, WIDTH = 8, 12, 16
+SMALL = (
+    f"model.d_model={WIDTH}", "model.d_ff=24", "moe.num_experts=4", "moe.group_sequences=2", "moe.capacity_factor=1.0",
+    "moe.min_expert_capacity=1", "train.global_batch=8",
+)  # fmt: skip
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """What a field of `MoeConfig` may be."""
+    return get_args(get_type_hints(MoeConfig)[field])
+
+
+def accepted() -> dict[str, RunConfig]:
+    """Configurations of an expert layer, by the names of semantics and router."""
+    found = {}
+    for semantics in choices("semantics"):
+        for router in choices("router"):
+            try:
+                overrides = (*SMALL, f"moe={semantics}", f"moe.router={router}", "moe.group_sequences=2")
+                found[f"{semantics}-{router}"] = compose(overrides)
+            except PointsmanError:  # the validation's answer to a pair that makes no sense
+                continue
+    return found
+
+
+CONFIGS = accepted()
+
+
+def test_most_of_what_the_configuration_offers_is_tried():
+    tried = {name.partition("-")[0] for name in CONFIGS}, {name.partition("-")[2] for name in CONFIGS}
+    assert tried == (set(choices("semantics")), set(choices("router")))
+
+
+class Watch:
+    """Keeps what a layer decided."""
+
+    def logits(self, logits_GSE):
+        return logits_GSE
+
+    def decided(self, routing):
+        self.routing = routing
+
+
+def whole_numbers(routing) -> dict[str, torch.Tensor]:
+    """Every integer or bool tensor of a routing decision, on the CPU."""
+    assert is_dataclass(routing)
+    values = {field.name: getattr(routing, field.name) for field in fields(routing)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return {name: value.cpu() for name, value in tensors.items() if not value.is_floating_point()}
+
+
+def layer_on(cfg: RunConfig, device: str, dtype: torch.dtype, *, rounded: torch.dtype) -> tuple[MoeLayer, Watch]:
+    """A layer whose expert weights were rounded to `rounded` first, so that all precisions hold equal weights."""
+    layer = MoeLayer(cfg.model, cfg.moe, name="encoder.1", exchange=LocalExchange())
+    initialise(layer, single_process(), seed=3, scale=1.0)
+    cast_module(layer, rounded)
+    # eighths: sums of their products are exact in fp32 in every order, ties included
+    layer.router.weight.data = (layer.router.weight.data * 8).round() / 8
+    cast_module(layer, dtype)
+    layer.to(device)
+    watch = Watch()
+    layer.tap = watch
+    return layer, watch
+
+
+def batch(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input in eighths, real tokens, and a gradient of the output."""
+    random = torch.Generator().manual_seed(5)
+    x = (torch.randn(ROWS, LENGTH, WIDTH, generator=random) * 8).round() / 8
+    real = torch.rand(ROWS, LENGTH, generator=random) > 0.2
+    cotangent = torch.randn(ROWS, LENGTH, WIDTH, generator=random).bfloat16()
+    return x.to(device, dtype).requires_grad_(), real.to(device), cotangent.to(device, dtype)
+
+
+def outcome(cfg: RunConfig, device: str, dtype: torch.dtype, *, rounded: torch.dtype, noise: bool):
+    """Decisions, and everything with a fractional part as fp64 on the CPU."""
+    layer, watch = layer_on(cfg, device, dtype, rounded=rounded)
+    x, real, cotangent = batch(device, dtype)
+    key = NoiseKey(seed=9, step=4, rows_B=torch.arange(ROWS, device=device)) if noise else None
+    y, routing = layer(x, real, mode="train", noise=key)
+    ((y * cotangent).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum).backward()
+    assert x.grad is not None
+    values = {"y": y.detach(), "x.grad": x.grad, "aux": routing.aux_loss.detach(), "z": routing.z_sum.detach()}
+    values |= {f"{name}.grad": parameter.grad for name, parameter in layer.named_parameters()}
+    assert x.device.type == y.device.type == torch.device(device).type
+    return whole_numbers(watch.routing), {name: value.cpu().double() for name, value in values.items()}
+
+
+def check(ours, theirs, tolerance: float) -> None:
+    for name, (integers, expected) in {name: (ours[0][name], theirs[0][name]) for name in theirs[0]}.items():
+        assert torch.equal(integers, expected), f"{name}: a decision differs"
+    for name, expected in theirs[1].items():
+        worst = float((ours[1][name] - expected).abs().max())
+        assert worst <= tolerance * float(expected.abs().max()), f"{name} is off by {worst}"
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fp32_is_fp64_on_the_cpu_to_rounding(device, name):
+    cfg = CONFIGS[name]
+    ours = outcome(cfg, device, torch.float32, rounded=torch.float32, noise=False)
+    theirs = outcome(cfg, "cpu", torch.float64, rounded=torch.float32, noise=False)
+    assert set(ours[0]) == set(theirs[0]) != set()
+    check(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+def test_jitter_and_expert_dropout_are_the_same_noise(device):
+    cfg = next(iter(CONFIGS.values()))
+    cfg = replace(cfg, moe=replace(cfg.moe, jitter=0.2, expert_dropout=0.3))
+    ours = outcome(cfg, device, torch.float32, rounded=torch.float32, noise=True)
+    theirs = outcome(cfg, "cpu", torch.float64, rounded=torch.float32, noise=True)
+    check(ours, theirs, 1e-5)
+    quiet = outcome(cfg, "cpu", torch.float64, rounded=torch.float32, noise=False)
+    assert not torch.equal(theirs[1]["y"], quiet[1]["y"]), "there was noise"
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+def test_bf16_decides_as_fp64_and_stays_near(device):
+    cfg = next(iter(CONFIGS.values()))
+    ours = outcome(cfg, device, torch.bfloat16, rounded=torch.bfloat16, noise=False)
+    theirs = outcome(cfg, "cpu", torch.float64, rounded=torch.bfloat16, noise=False)
+    check(ours, theirs, 3e-2)
