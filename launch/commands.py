@@ -69,6 +69,10 @@ examples
             module="trainer.bench.main",
             usage="[WHAT...] [OVERRIDES]",
         ),
+        Command(
+            name="import-hf", summary="a Hugging Face T5 or Switch checkpoint as a run", module="trainer.import_hf"
+        ),
+        Command(name="export-hf", summary="a run as a Hugging Face checkpoint", module="trainer.export_hf"),
         Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.doctor"),
         Command(
             name="slurm",

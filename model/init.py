@@ -2,11 +2,13 @@
 
 Each rank draws a logical tensor (of an expert bank: one expert at a time) on the CPU and keeps its slice.
 
-What the references do, and what is done here with variance scale s (0.1 in the Switch paper, section 2.4):
-linear layers take a normal truncated at two sigma with stddev sqrt(s / fan_in) and no variance correction (the real
-spread is 0.88 of that), as Mesh-TensorFlow's `truncated_normal`; fan_in is d_model, d_ff or heads * d_kv, for q
-d_model * d_kv because T5 does not scale scores. The embedding is N(0, 1) whatever s is (T5 and flaxformer). The
-relative bias follows Hugging Face's T5 form, stddev sqrt(s / d_model), truncated like the rest. Norms start at 1.
+With variance scale s (0.1 in the Switch paper, section 2.4) a linear layer has stddev sqrt(s / fan_in); fan_in is
+d_model, d_ff or heads * d_kv, for q d_model * d_kv because T5 does not scale scores. How it is truncated, and what
+routers and experts draw, is in the table of `conf.semantics`: mesh_tf truncates at two sigma without correcting the
+variance (the real spread is 0.88 of what is asked for); flaxformer corrects it, draws experts from a plain normal and
+routers from N(0, 0.02); Hugging Face truncates nothing, draws routers and untied output matrices from N(0, s) and
+gives experts' wo the fan-in d_model. The embedding is N(0, 1) whatever s is (T5 and flaxformer; hf: N(0, s)). The
+relative bias has stddev sqrt(s / d_model). Norms start at 1 (hf: sqrt(s)).
 """
 
 from __future__ import annotations
@@ -14,30 +16,47 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from conf.semantics import SEMANTICS, Semantics, SemanticsName
 from parallel.engine import MASTER
 from parallel.layout import ParamSpec, Shard, shard_of, tagged_parameters
 from parallel.types import ParallelGroups
 
+TRUNCATED_SPREAD = 0.87962566103423978  # stddev of a standard normal cut at two sigma
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitKey:
+    """What initial values depend on besides the parameter itself."""
+
+    seed: int
+    scale: float  # variance scale s
+    row: Semantics
+
 
 @torch.no_grad()
-def initialise(module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float) -> None:
+def initialise(
+    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf"
+) -> None:
     """Fill every tagged parameter of `module` in place with its slice of the logical initial weights."""
+    key = InitKey(seed=seed, scale=scale, row=SEMANTICS[semantics])
     for name, parameter, spec in tagged_parameters(module):
-        _fill(parameter, spec, shard_of(parameter, groups), seed=seed, name=name, scale=scale)
+        _fill(parameter, spec, shard_of(parameter, groups), name=name, key=key)
 
 
 def initial_masters(
-    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float
+    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf"
 ) -> Callable[[str, str], Tensor | None]:
     """The weights of `initialise` before they were rounded, as `Engine.load_state(weights_only=True)` reads them.
 
     An engine copies its fp32 masters from the module's weights; in mixed precision those are rounded already. Each
     shard (fp32, on the CPU) is drawn when it is asked for, and forgotten.
     """
+    key = InitKey(seed=seed, scale=scale, row=SEMANTICS[semantics])
     parameters = {name: (parameter, spec) for name, parameter, spec in tagged_parameters(module)}
 
     def read(name: str, kind: str) -> Tensor | None:
@@ -45,31 +64,31 @@ def initial_masters(
             return None
         parameter, spec = parameters[name]
         values = torch.empty(parameter.shape, dtype=torch.float32)
-        _fill(values, spec, shard_of(parameter, groups), seed=seed, name=name, scale=scale)
+        _fill(values, spec, shard_of(parameter, groups), name=name, key=key)
         return values
 
     return read
 
 
-def _fill(values: Tensor, spec: ParamSpec, shard: Shard, *, seed: int, name: str, scale: float) -> None:
+def _fill(values: Tensor, spec: ParamSpec, shard: Shard, *, name: str, key: InitKey) -> None:
     """Copy this rank's slice of a logical tensor; of an expert bank one expert at a time."""
     if not spec.is_expert:
-        logical = draw(spec, shard.global_shape, seed=seed, name=name, expert=None, scale=scale)
+        logical = draw(spec, shard.global_shape, name=name, expert=None, key=key)
         values.copy_(logical[shard.slices])
         return
     assert spec.axes[0] == "experts", f"{name}: experts must be the first dim, got {spec.axes}"
     for local in range(shard.local_shape[0]):
         expert = shard.offsets[0] + local
-        logical = draw(spec, shard.global_shape[1:], seed=seed, name=name, expert=expert, scale=scale)
+        logical = draw(spec, shard.global_shape[1:], name=name, expert=expert, key=key)
         values[local].copy_(logical[shard.slices[1:]])
 
 
-def draw(spec: ParamSpec, shape: tuple[int, ...], *, seed: int, name: str, expert: int | None, scale: float) -> Tensor:
+def draw(spec: ParamSpec, shape: tuple[int, ...], *, name: str, expert: int | None, key: InitKey) -> Tensor:
     """One logical tensor in fp32 on the CPU."""
     assert spec.init in RULES, f"{name}: no initialisation rule {spec.init!r}; one of {sorted(RULES)}"
     values = torch.empty(shape, dtype=torch.float32, device="cpu")
-    generator = torch.Generator("cpu").manual_seed(tensor_seed(seed, name, expert))
-    RULES[spec.init](values, spec, scale, generator)
+    generator = torch.Generator("cpu").manual_seed(tensor_seed(key.seed, name, expert))
+    RULES[spec.init](values, spec, key, generator)
     return values
 
 
@@ -79,22 +98,43 @@ def tensor_seed(seed: int, name: str, expert: int | None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _fan_in(values: Tensor, spec: ParamSpec, scale: float, generator: torch.Generator) -> None:
+def _fan_in(values: Tensor, spec: ParamSpec, key: InitKey, generator: torch.Generator) -> None:
+    """Linear layers, routers, experts and the relative bias."""
+    row = key.row
     assert spec.fan_in is not None, f"rule fan_in without a fan_in: {spec}"
-    std = math.sqrt(scale / spec.fan_in)
+    if "router_experts" in spec.axes and row.router_std is not None:
+        values.normal_(0.0, row.router_std * _beyond_kernels(key), generator=generator)
+        return
+    if spec.axes == ("vocab", "embed") and row.head == "embedding":
+        _embedding(values, spec, key, generator)
+        return
+    fan_in = spec.fan_in
+    if spec.axes == ("experts", "expert_ff", "embed") and row.wo_fan == "d_model":
+        fan_in = values.shape[-1]
+    std = math.sqrt(key.scale / fan_in)
+    if row.truncation == "none" or (spec.is_expert and row.expert_kernel == "normal"):
+        values.normal_(0.0, std, generator=generator)
+        return
+    if row.truncation == "corrected":
+        std /= TRUNCATED_SPREAD
     nn.init.trunc_normal_(values, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
-def _embedding(values: Tensor, spec: ParamSpec, scale: float, generator: torch.Generator) -> None:
-    values.normal_(0.0, 1.0, generator=generator)
+def _embedding(values: Tensor, spec: ParamSpec, key: InitKey, generator: torch.Generator) -> None:
+    values.normal_(0.0, _beyond_kernels(key), generator=generator)
 
 
-def _ones(values: Tensor, spec: ParamSpec, scale: float, generator: torch.Generator) -> None:
-    values.fill_(1.0)
+def _ones(values: Tensor, spec: ParamSpec, key: InitKey, generator: torch.Generator) -> None:
+    values.fill_(_beyond_kernels(key))
+
+
+def _beyond_kernels(key: InitKey) -> float:
+    """Factor on what the variance scale is not about, except where the reference applies it to everything."""
+    return math.sqrt(key.scale) if key.row.init_scale == "all" else 1.0
 
 
 # ParamSpec.init -> how to fill a logical tensor.
-RULES: dict[str, Callable[[Tensor, ParamSpec, float, torch.Generator], None]] = {
+RULES: dict[str, Callable[[Tensor, ParamSpec, InitKey, torch.Generator], None]] = {
     "fan_in": _fan_in,
     "embedding": _embedding,
     "ones": _ones,

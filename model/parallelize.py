@@ -24,7 +24,7 @@ def build_model(
     module = meta_model(cfg, groups)
     cast_module(module, dtype)
     materialise(module, device)
-    initialise(module, groups, seed=cfg.seed, scale=cfg.model.init_scale)
+    initialise(module, groups, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
     return module
 
 

@@ -15,7 +15,7 @@ WRONG_SWITCH = (
     "transformers versions that compute Switch wrongly, so that their outputs are no yardstick:",
     "  5.0.0 to 5.17.0: the capacity never binds, the z-loss is fed probabilities, output_router_logits with labels",
     "    crashes; 5.0.0 to 5.13.0 moreover give the relative position bias to layer 0 only",
-    "  4.x before #37123 (4.51): a token over capacity gets p * x instead of 0",
+    "  4.x before its pull request 37123: a token over capacity gets p * x instead of 0",
     "  right: 4.57.6, and 5.18.0 or later; 5.23.0 is what moe=hf follows, 4.57.6 what moe=hf_4 follows",
 )
 

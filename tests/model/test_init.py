@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model.init import draw, initialise, tensor_seed
+from conf.semantics import SEMANTICS, SemanticsName
+from model.init import InitKey, draw, initialise, tensor_seed
 from parallel.layout import ParamSpec, tag
 from parallel.types import Axis, ParallelGroups, single_process
 from tests.model.t5.build import MODEL, make_model
@@ -68,9 +69,55 @@ def test_weights_depend_on_seed_name_and_expert() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+def drawn(spec: ParamSpec, *shape: int, semantics: SemanticsName = "mesh_tf", scale: float = 0.1) -> torch.Tensor:
+    key = InitKey(seed=1, scale=scale, row=SEMANTICS[semantics])
+    return draw(spec, shape, name="w", expert=None, key=key)
+
+
+LINEAR = ParamSpec(axes=("embed", "ff"), fan_in=64)
+ROUTER = ParamSpec(axes=("embed", "router_experts"), fan_in=64)
+WI = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=64)
+WO = ParamSpec(axes=("experts", "expert_ff", "embed"), fan_in=200)  # of one expert: [200, 300], so d_model is 300
+HEAD = ParamSpec(axes=("vocab", "embed"), fan_in=64)
+EMBEDDING = ParamSpec(axes=("vocab", "embed"), init="embedding")
+SPREADS = [  # semantics, parameter, stddev, largest multiple of it (None: no truncation)
+    ("mesh_tf", LINEAR, 0.8796 * math.sqrt(0.1 / 64), 2 / 0.8796),
+    ("mesh_tf", ROUTER, 0.8796 * math.sqrt(0.1 / 64), 2 / 0.8796),
+    ("mesh_tf", WO, 0.8796 * math.sqrt(0.1 / 200), 2 / 0.8796),
+    ("flaxformer", LINEAR, math.sqrt(0.1 / 64), 2 / 0.8796),
+    ("flaxformer", ROUTER, 0.02, None),
+    ("flaxformer", WI, math.sqrt(0.1 / 64), None),
+    ("flaxformer", WO, math.sqrt(0.1 / 200), None),
+    ("flaxformer", EMBEDDING, 1.0, None),
+    ("hf", LINEAR, math.sqrt(0.1 / 64), None),
+    ("hf", ROUTER, math.sqrt(0.1), None),
+    ("hf", WI, math.sqrt(0.1 / 64), None),
+    ("hf", WO, math.sqrt(0.1 / 300), None),
+    ("hf", HEAD, math.sqrt(0.1), None),
+    ("hf", EMBEDDING, math.sqrt(0.1), None),
+    ("paper", HEAD, 0.8796 * math.sqrt(0.1 / 64), 2 / 0.8796),
+]
+
+
+@pytest.mark.parametrize(("semantics", "spec", "std", "limit"), SPREADS)
+def test_spread_and_truncation_by_semantics(
+    semantics: SemanticsName, spec: ParamSpec, std: float, limit: float | None
+) -> None:
+    values = drawn(spec, 200, 300, semantics=semantics)
+    assert values.std().item() == pytest.approx(std, rel=0.02)
+    widest = values.abs().max().item() / std
+    assert widest > 3.5 if limit is None else 0.99 * limit < widest < 1.001 * limit
+
+
+def test_norms_start_at_one_and_in_hugging_face_at_its_factor() -> None:
+    norm = ParamSpec(axes=("embed",), init="ones")
+    assert (drawn(norm, 8, semantics="flaxformer") == 1).all()
+    assert drawn(norm, 8, semantics="hf", scale=0.25).tolist() == [0.5] * 8
+
+
 def test_truncated_normal_without_variance_correction() -> None:
     std = math.sqrt(0.1 / 64)
-    values = draw(ParamSpec(axes=("embed", "ff"), fan_in=64), (400, 500), seed=1, name="w", expert=None, scale=0.1)
+    values = drawn(ParamSpec(axes=("embed", "ff"), fan_in=64), 400, 500)
     assert values.abs().max() <= 2 * std
     assert values.abs().max() > 1.99 * std
     assert values.mean().abs() < 5 * std / math.sqrt(values.numel())

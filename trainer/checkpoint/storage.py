@@ -26,7 +26,7 @@ from trainer.checkpoint.pieces import Piece, check_pieces, note_of
 # The storage writer serialises a whole file in memory (twice its size), so a rank's pieces go to files of this size.
 FILE_BYTES = 1 << 30
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled", module="trainer.checkpoint")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def write_pieces(folder: Path, pieces: Mapping[str, Piece], axis: Axis) -> PieceWriter:
