@@ -80,14 +80,15 @@ def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
     elif router == "expert_choice" and row.expert_choice == "over_experts":
         aux_choices = "none"
     masked = padding == "skipped" and (moe.padding != "semantics" or (router == "top_2" and row.top_2_aux == "masked"))
+    narrow = moe.router_precision == "activation"
     settings = RouterSettings(
         router=router,
         choices=choices,
         padding=padding,
-        math="activation" if router == "ntlb" and row.ntlb_math == "activation" and not mended else "fp32",
+        math="activation" if narrow or (router == "ntlb" and row.ntlb_math == "activation" and not mended) else "fp32",
         kernel="fp32" if mended else row.kernel,
         decision=row.decision,
-        combine="fp32" if mended and row.loss == "activation" else row.combine,
+        combine="fp32" if not narrow and mended and row.loss == "activation" else row.combine,
         jitter=row.jitter,
         first_slot=row.first_slot,
         gates="full" if per_token_choice or router != "top_2" else "renormalised",

@@ -15,6 +15,7 @@ from conf.semantics import RouterName, SemanticsName
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
+RouterPrecision = Literal["fp32", "activation"]
 Ffn = Literal["relu", "gated_gelu"]
 MoeKind = Literal["switch", "dense"]
 OptimizerName = Literal["adamw", "adafactor"]
@@ -63,6 +64,7 @@ class MoeConfig:
     second_loss_weight: float  # top_2 of mesh_tf: weight of a balancing loss over second choices (reference: 0 or 0.5)
     padding: PaddingName  # ignored, downweighted: flaxformer's masked and scatter router with ignored padding
     defects: DefectsName  # reproduced: the reference to the letter; mended: without the defects docs/routing.md lists
+    router_precision: RouterPrecision  # activation: product, jitter, softmax, arg max and gate as train.precision says
     num_experts: int
     sparse_every: int  # every how many layers one holds experts; which of them: by the rule of the semantics
     decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every

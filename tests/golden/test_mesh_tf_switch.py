@@ -31,7 +31,7 @@ def name(case: GoldenCase) -> str:
 def moe_of(config: dict) -> MoeConfig:
     return MoeConfig(
         semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
-        second_loss_weight=0.0, padding="semantics", defects="reproduced", router="switch",
+        second_loss_weight=0.0, router_precision="fp32", padding="semantics", defects="reproduced", router="switch",
         num_experts=config["experts"], sparse_every=2, decoder_sparse_every=None,
         capacity_factor=config["capacity_factor_train"], eval_capacity_factor=config["capacity_factor_eval"],
         min_expert_capacity=config["min_expert_capacity"], group_sequences=1, jitter=config.get("jitter", 0.0),

@@ -154,7 +154,7 @@ def run_config(
     moe = MoeConfig(
         semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
         second_loss_weight=0.0, padding="semantics", defects="mended", router="switch", num_experts=E,
-        sparse_every=1, decoder_sparse_every=None, capacity_factor=1.0,
+        sparse_every=1, decoder_sparse_every=None, router_precision="fp32", capacity_factor=1.0,
         eval_capacity_factor=1.0, min_expert_capacity=1, group_sequences=1, jitter=0.0, aux_loss_weight=0.0,
         z_loss_weight=0.0, expert_dropout=0.0,
     )  # fmt: skip

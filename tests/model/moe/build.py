@@ -49,7 +49,7 @@ def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
     return MoeConfig(
         semantics=v.semantics, decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
         second_loss_weight=0.0, padding="semantics", defects=v.defects, router=v.router, num_experts=v.experts,
-        sparse_every=2, decoder_sparse_every=None, capacity_factor=v.capacity_factor,
+        sparse_every=2, decoder_sparse_every=None, router_precision="fp32", capacity_factor=v.capacity_factor,
         eval_capacity_factor=2.0, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
         jitter=v.jitter, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=v.expert_dropout,
     )  # fmt: skip

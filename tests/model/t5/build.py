@@ -46,6 +46,7 @@ MOE = MoeConfig(
     second_loss_weight=0.0,
     padding="semantics",
     defects="mended",
+    router_precision="fp32",
     router="switch",
     num_experts=4,
     sparse_every=2,
