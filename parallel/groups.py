@@ -104,10 +104,11 @@ def _init_default(wanted: str | None, timeout_s: float) -> None:
     if backend == "nccl":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if local_rank >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
             raise SetupError(
-                f"parallel.backend=nccl needs a GPU per local rank; local rank {local_rank} finds "
-                f"{torch.cuda.device_count()} GPUs; try launch.nproc={max(1, torch.cuda.device_count())} or "
-                "parallel.backend=gloo"
+                f"parallel.backend=nccl needs a GPU per local rank; local rank {local_rank} finds {count} GPUs; try "
+                + (f"launch.nproc={count} or " if count else "")
+                + "parallel.backend=gloo"
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from trainer.metrics import Report
@@ -29,7 +30,10 @@ def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: floa
 
 
 def where_lines(run: RunDir, *, wandb_mode: str, checkpoints: Sequence[str]) -> list[str]:
-    """Paths of everything the run wrote, and what to do next."""
+    """Paths of everything the run wrote, and what to do next: commands that can be pasted."""
+    root, name = shlex.quote(str(run.root)), shlex.quote(f"name={run.root.name}")
+    if run.root.parent.name != "runs":
+        name += " " + shlex.quote(f"runs_dir={run.root.parent}")
     lines = [
         f"run folder           {run.root}",
         f"  configuration      {run.config}",
@@ -37,14 +41,12 @@ def where_lines(run: RunDir, *, wandb_mode: str, checkpoints: Sequence[str]) -> 
         f"  checkpoints        {run.checkpoints} ({', '.join(checkpoints) or 'none'})",
     ]
     if wandb_mode == "offline":
-        lines.append(
-            f"  W&B (offline)      {run.root / 'wandb'}   upload: wandb sync {run.root / 'wandb'}/offline-run-*"
-        )
+        lines.append(f"  W&B (offline)      {run.root / 'wandb'}   upload: wandb sync {root}/wandb/offline-run-*")
     elif wandb_mode == "online":
         lines.append(f"  W&B                {run.root / 'wandb'}")
     lines += [
-        f"evaluate             pointsman eval {run.root}",
-        f"fill spans           pointsman fill {run.root} 'import <mask> as np'",
-        f"continue             pointsman train name={run.root.name} train.steps=...",
+        f"evaluate             pointsman eval {root}",
+        f"fill spans           pointsman fill {root} 'import <mask> as np'",
+        f"continue             pointsman train {name} train.steps=...",
     ]
     return lines

@@ -1,5 +1,7 @@
 """The closing lines say what was measured, also when it is bad."""
 
+import shlex
+
 from trainer.metrics import Report
 from trainer.run_dir import RunDir
 from trainer.summary import learning_lines, where_lines
@@ -32,3 +34,12 @@ def test_where_everything_is(tmp_path):
     off = "\n".join(where_lines(RunDir(root=tmp_path), wandb_mode="disabled", checkpoints=[]))
     assert "wandb" not in off
     assert "(none)" in off
+
+
+def test_the_commands_can_be_pasted(tmp_path):
+    """Names with blanks are quoted, and a folder other than runs/ is named."""
+    root = tmp_path / "my runs" / "a b"
+    lines = where_lines(RunDir(root=root), wandb_mode="disabled", checkpoints=[])
+    words = [shlex.split(line)[1:] for line in lines[-3:]]
+    assert ["pointsman", "eval", str(root)] in words
+    assert words[-1][-5:] == ["pointsman", "train", "name=a b", f"runs_dir={root.parent}", "train.steps=..."]
