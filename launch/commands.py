@@ -73,6 +73,12 @@ examples
             name="import-hf", summary="a Hugging Face T5 or Switch checkpoint as a run", module="trainer.import_hf"
         ),
         Command(name="export-hf", summary="a run as a Hugging Face checkpoint", module="trainer.export_hf"),
+        Command(
+            name="verify-parallel",
+            summary="show that layouts train as one process does, down to every gradient",
+            module="trainer.verify.main",
+            usage="[OVERRIDES] [--layouts 'tp=2 ep=2 zero=1' ...]",
+        ),
         Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.doctor"),
         Command(
             name="slurm",

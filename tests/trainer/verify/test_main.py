@@ -1,0 +1,81 @@
+"""The command: its words, its exit codes, its table and its report."""
+
+import json
+
+import pytest
+
+import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
+from conf.errors import ConfigError
+from tests.trainer.verify.tiny import TINY, plan
+from trainer.verify import main as command
+from trainer.verify import report, verify
+from trainer.verify.compare import Error, Findings
+from trainer.verify.layouts import Layout
+from trainer.verify.verify import Verdict
+
+LAYOUT = Layout(tp=2, dp=1, ep=1, etp=2, zero=1, accumulation=1, recompute=False)
+
+
+def verdict(**settings) -> Verdict:
+    return Verdict(**{"layout": LAYOUT, "status": "equal", "seconds": 1.0, "findings": Findings(), **settings})
+
+
+def spoiled() -> Verdict:
+    error = Error(quantity="gradient", error=0.5, where="encoder.layers.1.ff.experts.wi", step=1, position=3)
+    return verdict(status="differs", findings=Findings(worst={"gradient": error}, first=error))
+
+
+def test_overrides_behind_layouts_are_told_apart():
+    words = ["tp=2 ep=2", "zero=1", "model=small", "train.global_batch=16", "acc=2", "recompute"]
+    assert command.split_words(words) == (
+        ["tp=2 ep=2", "zero=1", "acc=2", "recompute"],
+        ["model=small", "train.global_batch=16"],
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--ranks", "0"], ["--steps", "0"], ["--all", "--layouts", "tp=2"], ["--report", "no/such/folder/r.json"],
+     ["--layouts", "pp=2"], ["no.such.field=1"]],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused(words):
+    with pytest.raises(ConfigError):
+        command.main(words)
+
+
+def test_a_run_prints_its_table_and_writes_its_report(tmp_path, capsys):
+    file = tmp_path / "report.json"
+    words = [*TINY, "--steps", "1", "--ranks", "2", "--report", str(file), "--layouts", "ep=2 zero=1", "ep=8 dp=1"]
+    assert command.main(words) == 0
+    printed = capsys.readouterr().out
+    for text in ("changed for this: model.dropout=0.1", "left out: tp=1 dp=1 ep=8", "tp=1 dp=2 ep=2", "equal one"):
+        assert text in printed, printed
+    tree = json.loads(file.read_text())
+    assert tree["equal"] is True
+    assert [each["status"] for each in tree["layouts"]] == ["equal"]
+    assert tree["layouts"][0]["layout"]["ep"] == 2
+    assert tree["layouts"][0]["largest"]["gradient"]["error"] < tree["limits"]["gradient"]
+    assert tree["left_out"][0]["reason"].startswith("parallel.ep")
+
+
+def test_a_difference_ends_in_exit_code_1(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(verify, "verify", lambda made, *, say: [say(spoiled()) or spoiled()])
+    assert command.run(plan("tp=2"), tmp_path / "r.json") == 1
+    printed = capsys.readouterr().out
+    assert "first to differ: gradient of encoder.layers.1.ff.experts.wi in step 2: 5.00e-01" in printed
+    assert "1 of 1 layouts do NOT equal one process" in printed
+    assert json.loads((tmp_path / "r.json").read_text())["layouts"][0]["first"]["quantity"] == "gradient"
+
+
+def test_ties_kinks_and_failures_are_told():
+    lines = report.row(verdict(ties=2, findings=Findings(kinks=3)))
+    assert any("2 tokens near a tie" in line for line in lines)
+    assert any("3 units within rounding" in line for line in lines)
+    failed = report.row(verdict(status="failed", message="rank 1 hung\nat line 3"))
+    assert "FAILED" in failed[0]
+    assert failed[1:] == ["    rank 1 hung", "    at line 3"]
+
+
+def test_every_layout_left_out_is_accounted_for():
+    made = plan("tp=2", "ep=8 dp=8", "ep=8 dp=8 zero=2", ranks=8)
+    assert any("and 1 more: moe.num_experts" in line for line in report.opening(made))

@@ -1,0 +1,69 @@
+"""The scalar numbers of one step that layouts are compared by: losses in all and per expert layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.schema import RunConfig
+from model.losses import LossParts
+from model.t5.model import ModelOutput
+from parallel import collectives
+from parallel.types import ParallelGroups
+from trainer.metrics import Meter
+from trainer.session import layer_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepNumbers:
+    """Losses in nats. `aux` and `z` are weighted, as they enter the total; those of layers are not."""
+
+    loss: float  # cross-entropy per real target token
+    aux: float
+    z: float
+    layer_aux: dict[str, float]  # mean over groups
+    layer_z: dict[str, float]  # sum over tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> StepNumbers:
+        """The reverse of `to_json`."""
+        return cls(**tree)
+
+
+class Tally(Meter):
+    """The trainer's meter, which also keeps every layer's losses in full precision."""
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self._names = layer_names(cfg)
+        super().__init__(pieces=cfg.data.tokenizer_vocab, layer_names=self._names)
+        self._layer_sums: Tensor | None = None
+
+    def add(self, output: ModelOutput, targets_BT: Tensor, parts: LossParts | None) -> None:
+        """See `Meter`."""
+        super().add(output, targets_BT, parts)
+        layers = (*output.encoder_routing, *output.decoder_routing)
+        if layers:
+            rows = [torch.stack((each.aux_loss, each.z_sum, each.stats.groups)).detach().double() for each in layers]
+            new = torch.stack(rows)
+            self._layer_sums = new if self._layer_sums is None else self._layer_sums + new
+
+    def numbers(self, groups: ParallelGroups) -> StepNumbers:
+        """What the trainer would log of the step, and the layers' sums. Collective over dp."""
+        report = self.reduce(groups)
+        sums: list[list[float]] = []
+        if self._layer_sums is not None:
+            sums = collectives.all_reduce(self._layer_sums, groups.dp).tolist()
+        return StepNumbers(
+            loss=report.loss,
+            aux=report.aux_loss,
+            z=report.z_loss,
+            layer_aux={name: aux / count for name, (aux, _, count) in zip(self._names, sums, strict=True)},
+            layer_z={name: z for name, (_, z, _) in zip(self._names, sums, strict=True)},
+        )

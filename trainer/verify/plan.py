@@ -1,0 +1,214 @@
+"""What `verify-parallel` will run: the configuration with its noise turned on, the layouts, and whether it fits here.
+
+Plain arithmetic on the configuration; torch is not imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from conf.compose import compose
+from conf.derive import padded_vocab_size
+from conf.errors import ConfigError, ConfigErrors
+from conf.estimate import local_params, num_params
+from conf.schema import RunConfig
+from trainer.verify.covering import Cover, cover_pairs
+from trainer.verify.layouts import (
+    Layout,
+    Refused,
+    apply,
+    complete,
+    least_ranks,
+    own_layout,
+    product,
+    read_keys,
+    split_valid,
+)
+
+DEFAULT_RANKS = 4
+MOST_LAYOUTS = 16
+ALONE = Layout(tp=1, dp=1, ep=1, etp=1, zero=0, accumulation=1, recompute=False)
+# What is turned on where the configuration has it off, so that it is verified too.
+DROPOUT, JITTER, EXPERT_DROPOUT, AUX_WEIGHT, Z_WEIGHT = 0.1, 0.01, 0.1, 0.01, 0.1
+EPSILON = 1e-5  # of AdamW, at least
+SMALLER = "model.num_encoder_layers=2 model.num_decoder_layers=2 model.vocab_size=1000 train.global_batch=16"
+_SETS_LAYOUT = ("parallel", "launch", "train.accumulation", "train.activation_checkpointing")
+_FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that is decided before a process starts."""
+
+    base: RunConfig  # on one rank, without accumulation and recomputation: what the reference runs
+    changes: tuple[str, ...]  # what was turned on, in words
+    ranks: int
+    layouts: tuple[Layout, ...]
+    refused: tuple[Refused, ...]
+    cover: Cover | None  # of the default set
+    steps: int
+    exact: bool  # fp64 without the engine
+    timeout_s: float  # of one layout
+
+    def config(self, layout: Layout) -> RunConfig:
+        """The configuration with one of the layouts."""
+        return apply(self.base, layout)
+
+
+def make_plan(
+    overrides: Sequence[str],
+    *,
+    typed: Sequence[str] = (),
+    everything: bool = False,
+    ranks: int | None = None,
+    steps: int = 3,
+    exact: bool = False,
+    timeout_s: float = 300.0,
+    gpus: int = 0,
+) -> Plan:
+    """Compose, turn noise on, choose layouts. Raises ConfigError(s) for what the user can mend.
+
+    `typed`: layouts as text; without any, a pairwise covering set, or with `everything` the whole product. `ranks`
+    None: as many as the typed layouts need, GPUs at hand, or DEFAULT_RANKS.
+    """
+    base = _base_config(overrides)
+    base, changes = with_noise(base)
+    if not exact:
+        base, more = conditioned(base)
+        changes += more
+    keys = [read_keys(text) for text in typed]
+    ranks = ranks or max([gpus or DEFAULT_RANKS, *map(least_ranks, keys)])
+    own = _own_layout(overrides, base, ranks)
+    if exact:
+        own = replace(own, zero=0)
+        base = replace(base, train=replace(base.train, precision="fp32"))
+    cover = None
+    if keys:
+        wanted = [complete(each, ranks=ranks, own=own) for each in keys]
+        layouts, refused = split_valid(base, _distinct(wanted, exact=exact))
+    else:
+        accumulations = sorted({1, 2, own.accumulation})
+        all_of_them = product(ranks, experts=base.model.moe == "switch", accumulations=accumulations)
+        layouts, refused = split_valid(base, _distinct(all_of_them, exact=exact))
+        if not everything:
+            cover = cover_pairs(layouts, limit=MOST_LAYOUTS, first=[own])
+            layouts = list(cover.layouts)
+    if not layouts:
+        shown = "; ".join(f"{each.layout}: {each.reason}" for each in refused[:3])
+        raise ConfigError("--layouts", got=shown, needs="a layout that this configuration can run", hint="--ranks 2")
+    return Plan(
+        base=base, changes=tuple(changes), ranks=ranks, layouts=tuple(layouts), refused=tuple(refused), cover=cover,
+        steps=steps, exact=exact, timeout_s=timeout_s,
+    )  # fmt: skip
+
+
+def conditioned(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`cfg` with an AdamW whose update does not hang on rounding, and a line if that had to be changed.
+
+    The update m / (sqrt(v) + epsilon) of an element whose gradient is far below epsilon is a small multiple of it; of
+    one far above, +-1. In between, at epsilon 1e-8, rounding alone decides: measured, 0.06 learning rates in one step.
+    """
+    if cfg.optim.name != "adamw" or cfg.optim.epsilon >= EPSILON:
+        return cfg, []
+    changed = replace(cfg, optim=replace(cfg.optim, epsilon=EPSILON))
+    return changed, [f"optim.epsilon={EPSILON:g} (was {cfg.optim.epsilon:g})"]
+
+
+def with_noise(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`cfg` with dropout, jitter and both router losses on, and a line for each that was off."""
+    wanted: list[tuple[str, str, float]] = [("model", "dropout", DROPOUT)]
+    if cfg.model.moe == "switch":
+        wanted += [("moe", "jitter", JITTER), ("moe", "expert_dropout", EXPERT_DROPOUT)]
+        wanted += [("moe", "aux_loss_weight", AUX_WEIGHT), ("moe", "z_loss_weight", Z_WEIGHT)]
+    changes: list[str] = []
+    for section, name, value in wanted:
+        if getattr(getattr(cfg, section), name) == 0:
+            changed = replace(getattr(cfg, section), **{name: value})
+            cfg = replace(cfg, **{section: changed})
+            changes.append(f"{section}.{name}={value} (was 0)")
+    return cfg, changes
+
+
+def bytes_needed(plan: Plan) -> int:
+    """Memory that reference and ranks take together, in bytes: an estimate that is meant to be rather too large."""
+    width = 2 if plan.exact else 1
+    cfg, total = plan.base, num_params(plan.base.model, plan.base.moe)
+    # reference: weights, gradients, two moments, and the file's copy of each while it is written
+    reference = 8 * _FP32 * width * total + _activations(plan.base, plan.base.train.global_batch)
+    most = 0
+    for layout in plan.layouts:
+        mine = plan.config(layout)
+        states = 7 * _FP32 * width * local_params(mine)  # weights, gradients twice, masters, moments, a gathered copy
+        held = _activations(cfg, cfg.train.global_batch // (layout.dp * layout.accumulation))
+        most = max(most, layout.world * (states + held))
+    return max(reference, most + 2 * _FP32 * total)
+
+
+def check_memory(plan: Plan, available: int, *, what: str) -> None:
+    """Raise ConfigError when the estimate is more than `available` bytes of `what`."""
+    needed = bytes_needed(plan)
+    if needed > available:
+        raise ConfigError(
+            "verify-parallel",
+            got=f"{plan.base.model.preset} with {num_params(plan.base.model, plan.base.moe) / 1e6:,.0f} M parameters",
+            needs=f"about {needed / 2**30:,.1f} GiB for the reference and {plan.ranks} ranks; {what} has "
+            f"{available / 2**30:,.1f}",
+            hint=f"a smaller model of the same kind, such as {SMALLER}, or fewer --ranks",
+        )
+
+
+def available_memory() -> int:
+    """Bytes that new processes of this machine (or container) can have."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = (line.split() for line in meminfo.read_text().splitlines())
+        found += [1024 * int(row[1]) for row in rows if row[0] == "MemAvailable:"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
+        found.append(int(limit.read_text()) - int(used.read_text()))
+    return max(0, min(found))
+
+
+def _activations(cfg: RunConfig, rows: int) -> int:
+    """Bytes kept for backward of `rows` sequences, roughly: some 24 widths a layer, attention scores, logits."""
+    model, encoder, decoder = cfg.model, cfg.data.encoder_length, cfg.data.decoder_length or 0
+    buffers = cfg.moe.capacity_factor if model.moe == "switch" else 1.0
+    token = 24 * model.d_model + 4 * buffers * model.d_ff
+    scores = 4 * model.num_heads
+    layers = model.num_encoder_layers * encoder * (token + scores * encoder)
+    layers += model.num_decoder_layers * decoder * (1.5 * token + scores * (encoder + decoder))
+    logits = 4 * decoder * padded_vocab_size(model.vocab_size)
+    return int(_FP32 * rows * (layers + logits))
+
+
+def _base_config(overrides: Sequence[str]) -> RunConfig:
+    """The configuration on one rank. Fields that make up a layout are set last, so they win over what was typed."""
+    alone = ["parallel.tp=1", "parallel.ep=1", "parallel.etp=null", "launch.nproc=1", "launch.nodes=1"]
+    cfg = compose([*overrides, *alone, "train.accumulation=1", "launch.launcher=local"])
+    return apply(cfg, replace(ALONE, zero=cfg.parallel.zero))
+
+
+def _own_layout(overrides: Sequence[str], base: RunConfig, ranks: int) -> Layout:
+    """What the overrides say themselves about the layout, on `ranks` ranks unless they name a number.
+
+    Raises what `train` would raise if the layout that was typed cannot be; where none was typed, one rank will do.
+    """
+    try:
+        cfg = compose([f"launch.nproc={ranks}", *overrides])
+    except (ConfigError, ConfigErrors):
+        if any(line.lstrip("+").startswith(_SETS_LAYOUT) for line in overrides):
+            raise
+        return replace(ALONE, zero=base.parallel.zero)
+    return own_layout(cfg)
+
+
+def _distinct(layouts: Iterable[Layout], *, exact: bool) -> list[Layout]:
+    """Each layout once, in order; without an engine the ZeRO stage makes no difference."""
+    found: dict[Layout, None] = {}
+    for layout in layouts:
+        found[replace(layout, zero=0) if exact else layout] = None
+    return list(found)
