@@ -28,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
         description="Train Switch models and their dense twin at equal steps, time a step of each, write the page.",
         epilog="Overrides come before the options. Interrupt at will: the same command runs only what is missing.",
     )
-    add_common_arguments(result, study=STUDY, steps=750)
+    add_common_arguments(result, study=STUDY, steps=1000)
     result.add_argument("--experts", type=int, nargs="+", default=[2, 4, 8, 16], help="sizes (default 2 4 8 16)")
     result.add_argument("--lr", type=float, default=4e-3, help="rate at the end of warm-up (default 0.004)")
-    result.add_argument("--warmup", type=int, default=75, help="steps of warm-up (default 75)")
+    result.add_argument("--warmup", type=int, default=100, help="steps of warm-up (default 100)")
     return result
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from conf.compose import load
+from conf.derive import slots_per_token
 from conf.estimate import flops_per_sequence, num_params
 from conf.schema import RunConfig
 from trainer.run_dir import RunDir
@@ -36,7 +37,10 @@ def page(arguments: argparse.Namespace, parser: argparse.ArgumentParser, times: 
     configs = {size: load(RunDir(root=out / cell_name(size, first)).config) for size in sizes}
     seconds = {size: times.median(cell_name(size, first)) for size in sizes}
     ratios = {size: times.ratio(cell_name(size, first), cell_name(DENSE, first)) for size in sizes}
-    lines = [provenance(STUDY, arguments, parser, where=times.where), "", *setting_lines(configs[DENSE], seeds), ""]
+    rows = read_rows(RunDir(root=out / cell_name(DENSE, first)).metrics)
+    epochs = max(row["train/epoch"] for row in rows if "train/epoch" in row)
+    lines = [provenance(STUDY, arguments, parser, where=times.where), ""]
+    lines += [setting_line(configs[DENSE], seeds, epochs=epochs), ""]
     lines += _size_lines(configs, seconds, ratios)
     for metric in METRICS:
         curves = read_curves(out, arguments.experts, seeds, metric)
@@ -50,17 +54,18 @@ def title(metric: str) -> str:
     return {"eval/loss_text": "Text tokens", "eval/loss": "All target tokens"}[metric] + f" (`{metric}`)"
 
 
-def setting_lines(cfg: RunConfig, seeds: list[int]) -> list[str]:
+def setting_line(cfg: RunConfig, seeds: list[int], *, epochs: float) -> str:
     """What was trained, from the dense run's own configuration."""
     model, schedule = cfg.model, cfg.schedule
-    return [
+    return (
         f"Every run: `{cfg.data.source}` text, windows of {cfg.data.encoder_length} encoder and "
-        f"{cfg.data.decoder_length} target tokens, {cfg.train.global_batch} a step, {cfg.train.steps} steps; d_model "
-        f"{model.d_model}, d_ff {model.d_ff}, {model.num_encoder_layers} + {model.num_decoder_layers} layers, "
+        f"{cfg.data.decoder_length} target tokens, {cfg.train.global_batch} a step, {cfg.train.steps} steps "
+        f"({epochs:.2f} passes over the text); d_model {model.d_model}, d_ff {model.d_ff}, "
+        f"{model.num_encoder_layers} + {model.num_decoder_layers} layers, "
         f"{cfg.optim.name}, {schedule.name} from {schedule.lr:g} after {schedule.warmup_steps} steps of warm-up, "
         f"{cfg.train.precision}. Seeds {', '.join(map(str, seeds))} change weights and jitter; data, its order and the "
-        f"held-out windows ({cfg.train.eval_batches * cfg.train.global_batch} of them) are the same in every run.",
-    ]
+        f"held-out windows ({cfg.train.eval_batches * cfg.train.global_batch} of them) are the same in every run."
+    )
 
 
 def _size_lines(configs: dict[int, RunConfig], seconds: dict[int, float], ratios: dict[int, float]) -> list[str]:
@@ -68,8 +73,21 @@ def _size_lines(configs: dict[int, RunConfig], seconds: dict[int, float], ratios
     rows = []
     for size, cfg in configs.items():
         params, flops = num_params(cfg.model, cfg.moe), flops_per_sequence(cfg) / base
-        rows.append([model_name(size), f"{params:,}", f"{flops:.3f}", f"{seconds[size]:.4f}", f"{ratios[size]:.2f}"])
-    return table(["model", "parameters", "FLOPs to dense", "s a step (median)", "step time to dense"], rows)
+        times = [f"{seconds[size]:.4f}", f"{ratios[size]:.2f}"]
+        rows.append([model_name(size), f"{params:,}", f"{flops:.3f}", _slots_text(cfg), *times])
+    header = ["model", "parameters", "FLOPs to dense", "expert rows a token", "s a step (median)", "step time to dense"]
+    return table(header, rows)
+
+
+def _slots_text(cfg: RunConfig) -> str:
+    """Buffer rows computed per token in training, empty ones included: encoder, decoder."""
+    moe, data = cfg.moe, cfg.data
+    assert moe.group_sequences is not None, "a run's configuration is resolved"
+    assert data.decoder_length is not None, "a run's configuration is resolved"
+    if cfg.model.moe == "dense":
+        return "-"
+    lengths = (data.encoder_length, data.decoder_length)
+    return ", ".join(f"{slots_per_token(moe, moe.group_sequences * n, train=True):.2f}" for n in lengths)
 
 
 def result_lines(curves: Curves, ratios: dict[int, float]) -> list[str]:

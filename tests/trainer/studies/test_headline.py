@@ -41,6 +41,7 @@ def study(tmp_path_factory):
         dump(compose(cell.arguments(out)), run.config)
         losses = LOSSES[cell.name.partition("-")[0]]
         rows = [{"step": 10 * i, "eval/loss_text": loss, "eval/loss": loss - 1} for i, loss in enumerate(losses)]
+        rows.append({"step": 20, "train/epoch": 0.25})
         run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return arguments
 
@@ -80,8 +81,7 @@ def test_the_page_says_what_was_run_and_shows_both_metrics(study):
     )
     text = "\n".join(page(study, headline.parser(), times))
     assert "timed on a test" in text
-    assert "20 steps" in text
-    assert "| Switch, 4 experts | 99,200 | 1.005 |" in text
-    assert "| 0.3000 | 2.00 |" in text  # median of 0.2 and 0.4; each twice the dense step of its round
+    assert "20 steps (0.25 passes over the text)" in text
+    assert "| Switch, 4 experts | 99,200 | 1.005 | 1.25, 1.25 | 0.3000 | 2.00 |" in text
     assert "| 10 | 5.000 | 4.000 | 5.500 |" in text
     assert "| 10 | 4.000 | 3.000 | 4.500 |" in text  # the second metric
