@@ -45,5 +45,9 @@ class NonFiniteError(PointsmanError, ArithmeticError):
     """The loss or a gradient is not finite; raised on every rank before the update, so weights are untouched."""
 
 
+class StudyError(PointsmanError, RuntimeError):
+    """A run of a study did not end as it should; the text has the end of its output."""
+
+
 class SetupError(PointsmanError, RuntimeError):
     """The machine, an installed package or a foreign package of the same name makes the run impossible."""

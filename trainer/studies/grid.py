@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.compose import compose, load, to_dict
-from conf.errors import ConfigError, PointsmanError
+from conf.errors import ConfigError, StudyError
 from conf.identity import ROOT
 from conf.schema import RunConfig
 from trainer.run_dir import RunDir
@@ -26,7 +26,10 @@ from trainer.run_dir import RunDir
 _POLL_S = 0.5
 _STOP_S = 120  # a run that is told to stop saves a checkpoint first
 # What may differ between a finished run and the one asked for: it decides neither losses nor what is compared.
-_FREE = ("name", "runs_dir", "logging", "launch", "train.keep_last", "train.save_every", "train.log_every")
+_FREE = (
+    "name", "runs_dir", "logging", "launch", "train.keep_last", "train.save_every", "train.log_every",
+    "data.cache_dir", "data.workers", "data.prepare_workers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,16 +48,12 @@ class Cell:
         return [*self.overrides, f"name={self.name}", f"runs_dir={out}"]
 
 
-class GridError(PointsmanError, RuntimeError):
-    """A run of a study failed; the text names it and its output."""
-
-
 def run_grid(cells: Sequence[Cell], out: Path, *, at_once: int, say: Callable[[str], None]) -> None:
     """Train every cell that is not finished, `at_once` side by side.
 
     Raises:
         ConfigError: a folder of `out` holds another run than its cell asks for; nothing has been started then.
-        GridError: a run failed. The others are stopped (they save) and the same command continues them.
+        StudyError: a run failed. The others are stopped (they save) and the same command continues them.
     """
     wanted = {cell.name: compose(cell.arguments(out)) for cell in cells}
     waiting = [cell for cell in cells if not is_finished(cell.run(out), wanted[cell.name])]
@@ -132,7 +131,7 @@ def _check_ending(name: str, code: int, run: RunDir, wanted: RunConfig, out: Pat
     what = "was stopped before its end" if code == 0 else f"failed with exit code {code}"
     log = _log(out, name)
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-    raise GridError(
+    raise StudyError(
         f"run {name} {what}; the end of {log}:\n" + "\n".join(last) + "\nthe same command continues the study"
     )
 

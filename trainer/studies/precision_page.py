@@ -32,6 +32,7 @@ def page(
     lines = [provenance(STUDY, arguments, parser, where=times.where), "", _setting_line(cfg, seeds), ""]
     lines += ["### Trained in each precision", "", *loss_lines(by_metric)]
     lines += ["", "Text loss on the way, mean over seeds:", "", *curve_lines(by_metric["eval/loss_text"])]
+    lines += ["", "Routers at the end, mean over seeds:", "", *trained_router_lines(arguments.out, seeds)]
     lines += ["", "### The fp32 runs' weights, evaluated in each precision", ""]
     lines += [*change_lines(observed), "", *router_lines(observed)]
     lines += ["", "### Speed", "", *speed_lines(times, seeds[0])]
@@ -77,6 +78,25 @@ def curve_lines(curves: Curves) -> list[str]:
         means = [spread(curve.losses[curve.steps.index(step)] for curve in s.values()).mean for s in curves.values()]
         rows.append([str(step), *(f"{mean:.4f}" for mean in means)])
     return table(["step", *(TITLES[precision] for precision in curves)], rows)
+
+
+def trained_router_lines(out: Path, seeds: list[int]) -> list[str]:
+    """Router metrics of every run's last evaluation: of these, unlike of choices, means can be compared over runs."""
+    names = {
+        "entropy": "router entropy",
+        "confidence": "mean gate",
+        "dropped": "dropped",
+        "imbalance": "fullest expert",
+    }
+    rows = []
+    for precision in PRECISIONS:
+        paths = [RunDir(root=out / cell_name(precision, seed)).metrics for seed in seeds]
+        last = [[row for row in read_rows(path) if "eval/dropped" in row][-1] for path in paths]
+        layers = [key.split("/")[1] for key in last[0] if key.startswith("router/") and key.endswith("/entropy")]
+        for layer in layers:
+            means = [spread(row[f"router/{layer}/{name}"] for row in last).mean for name in names]
+            rows.append([TITLES[precision], layer, *(f"{mean:.4f}" for mean in means)])
+    return table(["trained in", "layer", *names.values()], rows)
 
 
 def change_lines(observed: Observed) -> list[str]:

@@ -9,10 +9,10 @@ from functools import cache
 import pytest
 
 from conf.compose import compose, dump
-from conf.errors import ConfigError
+from conf.errors import ConfigError, StudyError
 from tests.trainer.studies.tiny import TINY
 from trainer.studies import grid
-from trainer.studies.grid import Cell, GridError, run_grid
+from trainer.studies.grid import Cell, run_grid
 
 
 @cache
@@ -129,7 +129,7 @@ def test_what_decides_no_loss_may_change(started, tmp_path):
 
 def test_a_run_that_was_stopped_is_not_finished(started, tmp_path):
     started.how["a"] = {"ending": "stopped"}
-    with pytest.raises(GridError, match="a was stopped before its end"):
+    with pytest.raises(StudyError, match="a was stopped before its end"):
         run([cell("a")], tmp_path)
     started.how.clear()
     run([cell("a")], tmp_path)
@@ -138,7 +138,7 @@ def test_a_run_that_was_stopped_is_not_finished(started, tmp_path):
 
 def test_a_failure_is_told_with_the_runs_last_words_and_stops_the_others(started, tmp_path):
     started.how.update(a={"code": 2}, b={"looks": 1000}, c={"looks": 1000})
-    with pytest.raises(GridError, match=r"(?s)a failed with exit code 2.*last words"):
+    with pytest.raises(StudyError, match=r"(?s)a failed with exit code 2.*last words"):
         run([cell("a"), cell("b"), cell("c")], tmp_path, at_once=3)
     assert started == ["a", "b", "c"]
     assert [process.terminated for process in started.processes.values()] == [False, True, True]

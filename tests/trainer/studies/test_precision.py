@@ -1,5 +1,6 @@
 """The precision study's grid and tables, from decisions and curves made by hand."""
 
+import json
 from types import SimpleNamespace
 
 import torch
@@ -9,7 +10,14 @@ from tests.trainer.studies.tiny import TINY
 from trainer.studies import precision
 from trainer.studies.curve import Curve
 from trainer.studies.precision import BF16, FP32, SELECTIVE
-from trainer.studies.precision_page import change_lines, curve_lines, loss_lines, router_lines, speed_lines
+from trainer.studies.precision_page import (
+    change_lines,
+    curve_lines,
+    loss_lines,
+    router_lines,
+    speed_lines,
+    trained_router_lines,
+)
 from trainer.studies.precision_routing import LayerChoices
 from trainer.studies.timing import StepTimes
 
@@ -72,6 +80,19 @@ def test_flips_are_means_over_checkpoints_for_every_pair():
 
 def test_router_metrics_of_equal_weights():
     assert router_lines(OBSERVED)[2] == "| fp32 | encoder.1 | 5.0000 | 1.5000 | 0.2500 | 12.500% |"
+
+
+def test_routers_at_the_end_of_training(tmp_path):
+    names = ("entropy", "confidence", "dropped", "imbalance")
+    for number, cell in enumerate(precision.cells(precision.parser().parse_args(["--seeds", "1", "2"]))):
+        run = cell.run(tmp_path)
+        run.root.mkdir()
+        early, late = ({f"router/decoder.1/{name}": value for name in names} for value in (9.0, float(number)))
+        rows = [{"step": 0, "eval/dropped": 0.0, **early}, {"step": 4, "eval/dropped": 0.0, **late}, {"step": 4}]
+        run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = trained_router_lines(tmp_path, [1, 2])[2:]
+    assert lines[0] == "| fp32 | decoder.1 | 1.5000 | 1.5000 | 1.5000 | 1.5000 |"  # runs 0 and 3
+    assert lines[2] == "| bf16 everywhere | decoder.1 | 3.5000 | 3.5000 | 3.5000 | 3.5000 |"
 
 
 def test_speed():
