@@ -12,11 +12,13 @@ from trainer.device import make_repeatable
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic():
+    if not torch.cuda.is_available():
+        yield
+        return
     precision, repeatable = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_float32_matmul_precision("highest")
-    if torch.cuda.is_available():
-        make_repeatable(torch.device("cuda"))
+    make_repeatable(torch.device("cuda"))
     yield
     torch.set_float32_matmul_precision(precision)
     torch.use_deterministic_algorithms(repeatable)

@@ -14,8 +14,9 @@ TWO_GPUS = (
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine"),
 )
 EVERY_DEVICE = [pytest.param("cpu"), pytest.param("cuda", marks=GPU)]
-# In processes of their own, which take seconds to start.
-EVERY_DEVICE_SLOWLY = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=GPU)]
+# In processes of their own, which take seconds to start; on the CPU one such test a file shows that the check works.
+SLOW_CPU = pytest.param("cpu", marks=pytest.mark.slow)
+ON_GPU = pytest.param("cuda", marks=GPU)
 
 
 def child_environment() -> dict[str, str]:

@@ -145,3 +145,18 @@ def test_bf16_decides_as_fp64_and_stays_near(device):
     ours = outcome(cfg, device, torch.bfloat16, rounded=torch.bfloat16, noise=False)
     theirs = outcome(cfg, "cpu", torch.float64, rounded=torch.bfloat16, noise=False)
     check(ours, theirs, 3e-2)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_router_asks_for_a_value(name):
+    """Without a GPU: tensors on the meta device have no values, whatever needs one on the host raises."""
+    cfg = CONFIGS[name]
+    layer = MoeLayer(cfg.model, cfg.moe, name="encoder.1", exchange=LocalExchange()).to("meta")
+    x = torch.empty(ROWS, LENGTH, WIDTH, device="meta", requires_grad=True)
+    real = torch.empty(ROWS, LENGTH, dtype=torch.bool, device="meta")
+    key = NoiseKey(seed=9, step=4, rows_B=torch.empty(ROWS, dtype=torch.int64, device="meta"))
+    y, routing = layer(x, real, mode="train", noise=key)
+    (y.sum() + routing.aux_loss + routing.z_sum).backward()
+    assert layer.experts.wo.grad.shape == layer.experts.wo.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        y.sum().item()

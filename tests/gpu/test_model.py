@@ -9,15 +9,22 @@ import torch
 
 from conf.compose import compose
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model
+from model.parallelize import build_model, meta_model
 from parallel.rng import NoiseKey
 from parallel.types import single_process
 from tests.gpu.devices import EVERY_DEVICE, GPU
+from tests.gpu.test_layer import CONFIGS
 from tests.trainer.batches import global_rows
 from tests.trainer.test_layouts import TINY
 
 # heads wide enough for every fused attention kernel; long enough for a few of its blocks
-WIDER = (*TINY, "model.d_kv=16", "data.encoder_length=160", "train.global_batch=4", "moe.capacity_factor=2.0")
+WIDER = (*TINY, "model.d_kv=16", "data.encoder_length=96", "train.global_batch=4", "moe.capacity_factor=2.0")
+
+
+def routing(name: str) -> tuple[str, ...]:
+    """Settings of a row of `CONFIGS`."""
+    semantics, _, router = name.partition("-")
+    return f"moe={semantics}", f"moe.router={router}", "moe.group_sequences=2"
 
 
 def run(device: str, dtype: torch.dtype, *overrides: str, guard=contextlib.nullcontext, warm: bool = False):
@@ -54,8 +61,13 @@ def test_fp32_is_fp64_on_the_cpu_to_rounding(device):
         assert worst <= limit * float(expected.abs().max()), f"{name} is off by {worst}"
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+TWICE = [
+    pytest.param("cpu", torch.float32),
+    *(pytest.param("cuda", dtype, marks=GPU) for dtype in (torch.float32, torch.bfloat16)),
+]
+
+
+@pytest.mark.parametrize(("device", "dtype"), TWICE)
 def test_two_runs_give_the_same_bits(device, dtype):
     first, second, recomputed = (
         run(device, dtype, *more) for more in ((), (), ("train.activation_checkpointing=true",))
@@ -83,6 +95,12 @@ def test_no_step_waits_for_the_device(device, dtype, recompute):
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_router_waits_for_the_device(device, name):
+    run(device, torch.float32, *routing(name), guard=no_host_sync, warm=True)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=GPU)])
 def test_the_guard_sees_a_wait(device):
     with pytest.raises(RuntimeError, match="synchroniz"), no_host_sync():
         torch.ones(3, device=device).sum().item()
@@ -91,7 +109,7 @@ def test_the_guard_sees_a_wait(device):
 def test_nothing_in_a_step_asks_for_a_value():
     """Without a GPU: tensors on the meta device have no values, whatever needs one on the host raises."""
     cfg = compose([*WIDER, "parallel.ep=1"])
-    module = build_on_meta(cfg)
+    module = meta_model(cfg, single_process())
     batch, length, targets = cfg.train.global_batch, cfg.data.encoder_length, cfg.data.decoder_length
     ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in (length, targets, targets)]
     noise = NoiseKey(seed=1, step=0, rows_B=torch.empty(batch, dtype=torch.int64, device="meta"))
@@ -101,9 +119,3 @@ def test_nothing_in_a_step_asks_for_a_value():
     assert all(parameter.grad is not None for parameter in module.parameters())
     with pytest.raises((RuntimeError, NotImplementedError)):
         output.token_loss_BT.sum().item()
-
-
-def build_on_meta(cfg):
-    from model.parallelize import meta_model
-
-    return meta_model(cfg, single_process())

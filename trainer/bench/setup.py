@@ -61,7 +61,7 @@ class LayerCase:
     def route(self) -> Routing:
         """The layer's routing of the batch."""
         real_GS = self.real_BL.view(self.x_GSD.shape[:2])
-        return self.layer._route(self.x_GSD, real_GS, GROUP_SEQUENCES, "train", None)
+        return self.layer._route(self.x_GSD, real_GS, "train", None)
 
 
 def layer_case(settings: Settings, experts: int, *, sequences: int | None = None) -> LayerCase:
