@@ -10,7 +10,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: setup train test test-slow test-gpu lint format typecheck clean
+.PHONY: setup train test test-slow test-gpu bench lint format typecheck clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,12 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)
+
+# The result pages of benchmarks/, on a quiet machine. ARGS: further settings of all of them, e.g. train.precision=bf16.
+bench: $(STAMP)
+	$(BIN)/pointsman bench layer router model.d_model=512 model.d_ff=2048 $(ARGS) --markdown benchmarks/layer.md
+	$(BIN)/pointsman bench step subnormals $(ARGS) --markdown benchmarks/step.md
+	$(BIN)/pointsman bench exchange model.d_model=512 $(ARGS) --markdown benchmarks/exchange.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
