@@ -27,11 +27,12 @@ class RouterSettings:
 
     router: RouterName
     choices: int  # experts a token may try, most probable first
-    padding: Literal["skipped", "routed", "zeroed"]  # zeroed: probabilities 0, so experts 0, 1, .. and slots there
+    padding: Literal["skipped", "routed", "zeroed"]  # zeroed: score 0, last choice; takes slots
     math: Math  # dtype of product and softmax
     kernel: Math  # dtype the weight is rounded to before the product
     decision: Math  # dtype the probabilities are rounded to before the choice
     combine: Math  # dtype of the gate when it multiplies the expert's output
+    softmax: Literal["minus_logsumexp", "over_sum", "fused"]
     jitter: Literal["times_input", "plus_logits"]
     first_slot: int
     gates: Literal["full", "renormalised"]
@@ -71,6 +72,8 @@ def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
     padding = row.padding
     if moe.padding != "semantics":
         padding = "zeroed" if moe.padding == "downweighted" and not mended else "skipped"
+    if router == "expert_choice" and padding == "skipped" and not mended:
+        padding = "zeroed"  # experts may take padding when real tokens run out
     per_token_choice = row.top_k_gates == "full"
     aux_choices = "first" if router in ("switch", "switch_max") and choices == 1 else "sum"
     if router == "ntlb":
@@ -89,6 +92,7 @@ def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
         kernel="fp32" if mended else row.kernel,
         decision=row.decision,
         combine="fp32" if not narrow and mended and row.loss == "activation" else row.combine,
+        softmax=row.softmax,
         jitter=row.jitter,
         first_slot=row.first_slot,
         gates="full" if per_token_choice or router != "top_2" else "renormalised",

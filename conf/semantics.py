@@ -33,6 +33,8 @@ class Semantics:
     ntlb_math: Literal["fp32", "activation"]  # dtype of product and softmax of the no-token-left-behind router
     combine: Literal["fp32", "activation"]  # dtype of the gate when it multiplies the expert's output
     loss: Literal["fp32", "activation"]  # dtype the layer's loss is rounded to before and after its weight
+    # exp(l - lse), exp(l - max) / sum, or torch's own, which rounds once: they differ in their last bits
+    softmax: Literal["minus_logsumexp", "over_sum", "fused"]
     jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
     first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
     top_k_gates: Literal["renormalised", "full"]  # renormalised: over the two choices, before dropping
@@ -76,6 +78,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         ntlb_math="activation",
         combine="activation",
         loss="activation",
+        softmax="minus_logsumexp",
         jitter="times_input",
         first_slot=0,
         top_k_gates="renormalised",
@@ -112,6 +115,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         ntlb_math="fp32",
         combine="fp32",
         loss="fp32",
+        softmax="over_sum",
         jitter="times_input",
         first_slot=0,
         top_k_gates="full",
@@ -148,6 +152,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         ntlb_math="fp32",
         combine="activation",
         loss="fp32",
+        softmax="fused",
         jitter="times_input",
         first_slot=0,
         top_k_gates="full",
@@ -184,6 +189,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         ntlb_math="fp32",
         combine="activation",
         loss="fp32",
+        softmax="fused",
         jitter="plus_logits",
         first_slot=1,
         top_k_gates="full",

@@ -51,7 +51,7 @@ class ExpertBank(nn.Module):
         gradient instead of none, so that every rank takes part in every collective.
         """
         if self.ffn == "relu":
-            hidden_XRF = self.relu(torch.bmm(rows_XRD, self.wi))
+            hidden_XRF = self.relu(torch.bmm(rows_XRD, self._weight(self.wi)))
         else:
             gate_XRF = F.gelu(torch.bmm(rows_XRD, self._weight(self.wi_0)), approximate="tanh")
             hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self._weight(self.wi_1))

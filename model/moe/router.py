@@ -83,15 +83,25 @@ def route(
     logits_GSE = _logits(x_GSD if settings.math == "activation" else x_GSD.to(wide), weight_DE, settings, noise, x_GSD)
     if tap is not None:
         logits_GSE = tap.logits(logits_GSE)
-    p_GSE = logits_GSE.softmax(-1) if settings.math == "activation" else logits_GSE.log_softmax(-1).exp()
+    p_GSE = _softmax(logits_GSE, settings)
     if settings.decision == "activation":
-        p_GSE = p_GSE.to(x_GSD.dtype)
+        p_GSE = logits_GSE.softmax(-1).to(x_GSD.dtype)  # rounding decides ties, so in the form of that reference
     if settings.padding == "zeroed":
         p_GSE = torch.where(tokens.real_GS.unsqueeze(-1), p_GSE, 0.0)
     if settings.router == "expert_choice":
         return _experts_choose(logits_GSE.to(wide), p_GSE.to(wide), tokens, settings, capacity, limit_G)
     second_GS = noise.second_GS if noise is not None else None
     return _tokens_choose(logits_GSE, p_GSE, tokens, settings, capacity, second_GS, x_GSD.dtype, wide)
+
+
+def _softmax(logits_GSE: Tensor, settings: RouterSettings) -> Tensor:
+    """Probabilities in the dtype of the logits; in a narrow dtype the forms round differently at every step."""
+    if settings.softmax == "fused":
+        return logits_GSE.softmax(-1)
+    if settings.softmax == "minus_logsumexp":
+        return (logits_GSE - logits_GSE.logsumexp(-1, keepdim=True)).exp()
+    exp_GSE = (logits_GSE - logits_GSE.detach().amax(-1, keepdim=True)).exp()
+    return exp_GSE / exp_GSE.sum(-1, keepdim=True)
 
 
 def _logits(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.golden.reader import distance
+from tests.golden.reader import distance, read_manifest, read_table
 
 Runner = Callable[[Path], Iterator[tuple[str, "Comparison"]]]
+RowRule = Callable[[dict[str, Any]], dict[str, Any]]  # what a table row gives -> what it must say
 RUNNERS: dict[str, Runner] = {}  # kind of folder (the manifest's "folder") -> its runner; filled by `runner`
 
 
@@ -92,3 +93,19 @@ def only_known(case: str, config: dict[str, Any], known: Collection[str]) -> Non
     extra = sorted(set(config) - set(known))
     if extra:
         raise Unsupported(f"{case}: settings {extra} are not known to this check")
+
+
+def compare_tables(folder: Path, tables: dict[frozenset[str], RowRule]) -> Iterator[tuple[str, Comparison]]:
+    """Every row of every integer table of a folder; the error is the number of rows that differ."""
+    for entry in read_manifest(folder).get("tables", []):
+        rows = read_table(folder, entry["file"])
+        columns = set(rows[0]) if rows else set()
+        match = [given for given in tables if given <= columns]
+        if not match:
+            raise Unsupported(f"{folder.name}/{entry['file']}: no table with columns {sorted(columns)} is known")
+        given = max(match, key=len)
+        wrong = 0
+        for row in rows:
+            wanted = {name: value for name, value in row.items() if name not in given}
+            wrong += tables[given](row) != wanted
+        yield entry["file"], Comparison(array=f"{len(rows)} rows", error=float(wrong), limit=0)
