@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,16 +60,21 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--all", got="--layouts as well", needs="one of the two", hint="leaving --all out")
     if arguments.report is not None and not arguments.report.resolve().parent.is_dir():
         raise ConfigError("--report", got=str(arguments.report), needs="a file in a folder that exists")
+    overrides = [*arguments.overrides, *overrides]
+    gpus = _gpus(overrides)
     plan = make_plan(
-        [*arguments.overrides, *overrides],
+        overrides,
         typed=layouts,
         everything=arguments.all,
         ranks=arguments.ranks,
         steps=arguments.steps,
         exact=arguments.fp64,
         timeout_s=arguments.timeout,
-        gpus=_gpus([*arguments.overrides, *overrides]),
+        gpus=gpus,
     )
+    if gpus and plan.ranks > gpus:
+        needs = f"at most {gpus}, the GPUs of this machine"
+        raise ConfigError("--ranks", got=plan.ranks, needs=needs, hint="parallel.backend=gloo, which uses the CPU")
     check_memory(plan, available_memory(), what="this machine")
     return run(plan, arguments.report)
 
@@ -86,6 +92,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def run(plan: Plan, report_file: Path | None) -> int:
     """Verify and print; the exit code."""
+    # Megatron-Core and torch warn at import about parts that are not used here.
+    for module in ("megatron", "torch", "deepspeed"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     # Only now: torch takes seconds to import, and a typo should not have to wait for it.
     from trainer.verify import report
     from trainer.verify.verify import Verdict, precision_of, verify

@@ -35,7 +35,9 @@ ALONE = Layout(tp=1, dp=1, ep=1, etp=1, zero=0, accumulation=1, recompute=False)
 DROPOUT, JITTER, EXPERT_DROPOUT, AUX_WEIGHT, Z_WEIGHT = 0.1, 0.01, 0.1, 0.01, 0.1
 EPSILON = 1e-5  # of AdamW, at least
 SMALLER = "model.num_encoder_layers=2 model.num_decoder_layers=2 model.vocab_size=1000 train.global_batch=16"
-_SETS_LAYOUT = ("parallel", "launch", "train.accumulation", "train.activation_checkpointing")
+_ONE_RANK = ("parallel.tp=1", "parallel.ep=1", "parallel.etp=null", "launch.nproc=1", "launch.nodes=1",
+             "launch.launcher=local")  # fmt: skip
+_AXES = ("parallel", "parallel.tp", "parallel.ep", "parallel.etp", "launch.nproc", "launch.nodes")
 _FP32 = 4
 
 
@@ -81,7 +83,7 @@ def make_plan(
         changes += more
     keys = [read_keys(text) for text in typed]
     ranks = ranks or max([gpus or DEFAULT_RANKS, *map(least_ranks, keys)])
-    own = _own_layout(overrides, base, ranks)
+    own = _own_layout(overrides, base, ranks, typed=bool(keys))
     if exact:
         own = replace(own, zero=0)
         base = replace(base, train=replace(base.train, precision="fp32"))
@@ -187,23 +189,25 @@ def _activations(cfg: RunConfig, rows: int) -> int:
 
 def _base_config(overrides: Sequence[str]) -> RunConfig:
     """The configuration on one rank. Fields that make up a layout are set last, so they win over what was typed."""
-    alone = ["parallel.tp=1", "parallel.ep=1", "parallel.etp=null", "launch.nproc=1", "launch.nodes=1"]
-    cfg = compose([*overrides, *alone, "train.accumulation=1", "launch.launcher=local"])
+    cfg = compose([*overrides, *_ONE_RANK, "train.accumulation=1"])
     return apply(cfg, replace(ALONE, zero=cfg.parallel.zero))
 
 
-def _own_layout(overrides: Sequence[str], base: RunConfig, ranks: int) -> Layout:
+def _own_layout(overrides: Sequence[str], base: RunConfig, ranks: int, *, typed: bool) -> Layout:
     """What the overrides say themselves about the layout, on `ranks` ranks unless they name a number.
 
-    Raises what `train` would raise if the layout that was typed cannot be; where none was typed, one rank will do.
+    Raises what `train` would raise if axes that were typed as overrides cannot be. Where none were, or where other
+    layouts were typed, only the ZeRO stage, accumulation and recomputation are of interest.
     """
     try:
-        cfg = compose([f"launch.nproc={ranks}", *overrides])
+        return own_layout(compose([f"launch.nproc={ranks}", *overrides]))
     except (ConfigError, ConfigErrors):
-        if any(line.lstrip("+").startswith(_SETS_LAYOUT) for line in overrides):
+        if not typed and any(line.partition("=")[0].lstrip("+") in _AXES for line in overrides):
             raise
+    try:
+        return own_layout(compose([*overrides, *_ONE_RANK]))
+    except (ConfigError, ConfigErrors):
         return replace(ALONE, zero=base.parallel.zero)
-    return own_layout(cfg)
 
 
 def _distinct(layouts: Iterable[Layout], *, exact: bool) -> list[Layout]:

@@ -51,7 +51,7 @@ class RankPool:
         self._context: Any = multiprocessing.get_context("forkserver" if start == "fork" else "spawn")
         if start == "fork":
             self._context.set_forkserver_preload(_PRELOAD)
-            forkserver.ensure_running()  # imports begin now, while the caller does something else
+            _start_server()
         self._ranks: list[_Rank] = []
         self._layouts = 0
         self.restarts = 0
@@ -65,8 +65,7 @@ class RankPool:
     def run(self, task: dict[str, Any], *, world: int, timeout_s: float) -> list[dict[str, Any]]:
         """Findings of ranks 0 .. world - 1 as JSON trees. Raises LayoutFailed, after which the pool starts anew."""
         assert world <= self._size, f"a layout of {world} ranks in a pool of {self._size}"
-        if not self._ranks:
-            self._start()
+        self.start()
         self._layouts += 1
         store = self._folder / f"store.{self._layouts}"
         message = json.dumps({"task": task, "store": str(store)}).encode()
@@ -83,7 +82,10 @@ class RankPool:
         store.unlink(missing_ok=True)
         return [answer["findings"] for answer in answers]
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Make the ranks ready, if they are not: new processes import for seconds. Raises LayoutFailed."""
+        if self._ranks:
+            return
         for rank in range(self._size):
             ours, theirs = self._context.Pipe()
             seat = worker.Seat(
@@ -170,6 +172,18 @@ class RankPool:
 
     def _stacks(self, rank: int) -> Path:
         return self._folder / f"rank{rank}.stacks"
+
+
+def _start_server() -> None:
+    """Start the server of forks, whose imports then run while the caller does something else."""
+    shown = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # what libraries say on import would land in the table
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if shown is not None:
+            os.environ["PYTHONWARNINGS"] = shown
 
 
 def _tail(path: Path, lines: int = _TAIL_LINES) -> list[str]:

@@ -67,13 +67,13 @@ def row(verdict: Verdict) -> list[str]:
     lines = [f"{verdict.layout!s:<{_LAYOUT_WIDTH}}{cells}  {_WORDS[verdict.status]}, {verdict.seconds:.1f} s"]
     if verdict.ties:
         lines.append(
-            f"    {verdict.ties} tokens near a tie (0 expected) were routed otherwise; numbers are those of a second "
-            "run with the routing of one process"
+            f"    routed otherwise because of a tie: {verdict.ties} tokens (0 expected); numbers are those of a run "
+            "that routes by the logits of one process"
         )
     if verdict.findings.kinks:
         lines.append(
-            f"    {verdict.findings.kinks} units within rounding of relu's kink were on in one run and off in the "
-            "other; numbers are those of a run with the units of one process"
+            f"    on one side of relu's kink here, on the other there: {verdict.findings.kinks} units (0 expected); "
+            "numbers are those of a run with the units of one process"
         )
     first = verdict.findings.first
     if first is not None:

@@ -50,6 +50,7 @@ def verify(plan: Plan, *, say: Callable[[Verdict], None], damage: Damage | None 
         with RankPool(plan.ranks, folder=folder, start=start, environment=environment, damage=damage) as pool:
             dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
             run_reference(plan.base, steps=plan.steps, dtype=dtype, device=local_device(plan.base), folder=folder)
+            pool.start()
             verdicts: list[Verdict] = []
             for layout in plan.layouts:
                 verdicts.append(_verify_layout(plan, layout, pool, folder, precision))
