@@ -197,6 +197,15 @@ def _exchange(tensor: Tensor, axis: Axis) -> Tensor:
     return received
 
 
+def forget_agreements() -> None:
+    """Compare the sizes of every exchange anew: call when groups are taken down.
+
+    A later group may be found at the address of an earlier one, on one rank and not on another; those would then
+    compare with ranks that do not.
+    """
+    _agreed.clear()
+
+
 def _agree_on_sizes(tensor: Tensor, axis: Axis) -> None:
     backend = backend_of(axis)
     key = (axis.ranks, id(axis.group), tuple(tensor.shape), tensor.dtype)

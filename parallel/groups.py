@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from conf.errors import ConfigError, SetupError
 from conf.schema import ParallelConfig
+from parallel.collectives import forget_agreements
 from parallel.topology import AxisName, Topology, make_topology
 from parallel.types import Axis, ParallelGroups, single_process
 
@@ -83,6 +84,7 @@ def destroy_groups() -> None:
     if parallel_state is not None:
         parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+    forget_agreements()
 
 
 def _require_one_rank(parallel: ParallelConfig) -> None:

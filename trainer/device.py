@@ -21,6 +21,8 @@ def local_device(cfg: RunConfig) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
+    # cuDNN's attention gives no gradient to what is added to the scores, and T5's relative bias is learnt there.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 

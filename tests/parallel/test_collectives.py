@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from conf.errors import RankDisagreement
 from parallel import collectives as c
+from parallel.groups import destroy_groups
 from parallel.types import Axis, single_process
 from tests.harness import run_ranks
 
@@ -110,6 +111,13 @@ def sizes_disagree(rank: int, world: int, later: bool) -> str:
     return str(caught.value)
 
 
+def agreements_end_with_their_groups(rank: int, world: int) -> tuple[int, int]:
+    c.all_to_all(torch.zeros(world, 1), world_axis())
+    during = len(c._agreed)
+    destroy_groups()
+    return during, len(c._agreed)
+
+
 def missing_rank(rank: int, world: int) -> str:
     axis = world_axis()
     if rank == world - 1:
@@ -168,6 +176,11 @@ def test_a_shared_gradient_is_left_alone():
 def test_sizes_that_differ_raise_on_every_rank_before_data_moves(later):
     for text in run_ranks(sizes_disagree, 3, later, timeout_s=5):
         assert "rank 0: float32[6, 3], rank 1: float32[12, 3]" in text
+
+
+def test_what_ranks_agreed_on_is_forgotten_with_their_groups():
+    """On NCCL it is not asked again, and a new group may take the address of an old one on some ranks only."""
+    assert run_ranks(agreements_end_with_their_groups, 2) == [(1, 0), (1, 0)]
 
 
 def test_a_barrier_names_the_missing_rank():
