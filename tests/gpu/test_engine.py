@@ -21,11 +21,11 @@ ONE = (*TINY, "parallel.tp=1", "parallel.ep=1")
 
 
 def train(folder, device: str, cases: list[dict], *, nproc: int = 1) -> list[list[list[float]]]:
-    """Histories of the cases, trained one after the other in processes of their own."""
+    """Histories of the cases, trained one after the other in processes of their own; nproc 0: without a launcher."""
     spec, out = folder / f"spec-{device}.json", folder / f"out-{device}.json"
     spec.write_text(json.dumps({"device": device, "backend": BACKEND[device], "cases": cases, "out": str(out)}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += ["-m", "tests.gpu.engine_child", str(spec)]
+    command = [*(command if nproc else [sys.executable]), "-m", "tests.gpu.engine_child", str(spec)]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return json.loads(out.read_text())
@@ -75,6 +75,13 @@ def test_a_checkpoint_of_the_device_continues_there_and_on_the_cpu(device, stage
     assert resumed == straight[2:], "continuing repeats every bit"
     (on_cpu,) = train(tmp_path, "cpu", [case(zero, steps=2, load=folder)])
     near(on_cpu, straight[2:], LIMIT[device])
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_a_process_without_a_launcher_trains_as_well(device, tmp_path):
+    """What studies and a notebook do: the engine makes a group of one rank itself."""
+    (history,) = train(tmp_path, device, [case("launch.nproc=1")], nproc=0)
+    near(history, oracle(config("one")), LIMIT[device])
 
 
 TWO_RANKS = [
