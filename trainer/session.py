@@ -104,9 +104,7 @@ def build_initialised(cfg: RunConfig, groups: ParallelGroups, device: torch.devi
     engine = build_engine(module, cfg, groups)
     if compute_dtype(cfg.train.precision) != torch.float32:
         # The engine copied its masters from weights that are rounded already.
-        exact = initial_masters(
-            module, groups, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics
-        )
+        exact = initial_masters(module, groups, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
         engine.load_state(exact, weights_only=True)
     return engine
 

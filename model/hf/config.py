@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from conf.derive import STACKS, expert_capacity, scales_logits, sparse_layers, stack_depth
+from conf.derive import STACKS, Stack, expert_capacity, scales_logits, sparse_layers, stack_depth
 from conf.errors import ConfigError
 from conf.schema import RunConfig
 from model.hf.files import read_json
@@ -92,8 +92,8 @@ def read_config(folder: Path) -> HfConfig:
     if kind == "switch_transformers":
         moe = {ours: _value(path, document, key, wanted, usual) for key, ours, wanted, usual in _ROUTER}
         moe |= {
-            "sparse_every": _step(path, document, "encoder", sizes["num_encoder_layers"]),
-            "decoder_sparse_every": _step(path, document, "decoder", decoder),
+            "sparse_every": sparse_step(path, document, "encoder", sizes["num_encoder_layers"]),
+            "decoder_sparse_every": sparse_step(path, document, "decoder", decoder),
             "expert_dropout": dropout,
             "group_sequences": 1,
         }
@@ -159,8 +159,8 @@ def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> str:
     return wanted[0]
 
 
-def _step(path: Path, document: dict[str, Any], stack: str, layers: int) -> int:
-    """Layer i is sparse iff i % step == 1 or step == 1. An explicit step wins over the number, as in the library."""
+def sparse_step(path: Path, document: dict[str, Any], stack: Stack, layers: int) -> int:
+    """n of the rule that layer i is sparse iff i % n == 1 or n == 1; where it is written it wins, as in the library."""
     sparse = _value(path, document, f"num_sparse_{stack}_layers", int, 3)
     step = _value(path, document, f"{stack}_sparse_step", int, layers // sparse if sparse > 0 else layers)
     if step < 1:
