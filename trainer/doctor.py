@@ -73,9 +73,15 @@ def tool_lines() -> list[str]:
 
 
 def exchange_lines(nproc: int, mib: int) -> list[str]:
-    """Start ranks and time an all-to-all; a failure is reported in words, not raised."""
+    """Start ranks and time an all-to-all; a failure is reported in words, not raised.
+
+    On the GPUs where there is one for each rank, else on the CPU; the line says which.
+    """
+    import torch
+
+    backend = "nccl" if torch.cuda.device_count() >= nproc else "gloo"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += ["-m", "trainer.exchange_check", str(mib)]
+    command += ["-m", "trainer.exchange_check", str(mib), backend]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(

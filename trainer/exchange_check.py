@@ -38,11 +38,12 @@ def timed_exchange(axis: Axis, device: torch.device, mib: int) -> float:
 
 def main() -> int:
     """Time the exchange over all ranks; rank 0 prints."""
-    mib = int(sys.argv[1])
+    mib, backend = int(sys.argv[1]), sys.argv[2]
     world = world_from_environment()
     # A dense model and one sequence per rank: no number of ranks is refused for what the check does not use.
     batch = world[0] if world else 1
-    cfg = compose(["parallel=data", "model.moe=dense", f"train.global_batch={batch}"], world=world)
+    settings = ["parallel=data", "model.moe=dense", f"train.global_batch={batch}", f"parallel.backend={backend}"]
+    cfg = compose(settings, world=world)
     groups = init_groups(cfg.parallel)
     device = local_device(cfg)
     seconds = timed_exchange(groups.world, device, mib)

@@ -35,6 +35,20 @@ def test_a_hanging_exchange_is_told(monkeypatch):
     assert "FAILED: not done after" in doctor.exchange_lines(2, 16)[0]
 
 
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "nccl")])
+def test_ranks_take_gpus_only_where_there_is_one_for_each(monkeypatch, gpus, backend):
+    commands = []
+
+    def note(command, **settings):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="all-to-all  fine", stderr="")
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(doctor.subprocess, "run", note)
+    assert doctor.exchange_lines(2, 16) == ["all-to-all  fine"]
+    assert commands[0][-1] == backend
+
+
 def test_no_ranks_are_refused():
     with pytest.raises(ConfigError, match="nproc"):
         doctor.main(["--nproc", "0"])
@@ -42,7 +56,7 @@ def test_no_ranks_are_refused():
 
 def _check(rank, world):
     os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    sys.argv = ["exchange_check", "1"]
+    sys.argv = ["exchange_check", "1", "gloo"]
     return exchange_check.main()
 
 
