@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import tests.golden.run_flaxformer
+import tests.golden.run_hf
 import tests.golden.run_mesh_tf  # noqa: F401  each of the modules registers its runners
 from tests.golden.compare import RUNNERS, Comparison, Unsupported
 from tests.golden.reader import read_manifest

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor
 
+from conf.compose import compose
 from conf.derive import STACKS, Stack, is_sparse_layer
+from conf.schema import RunConfig
 from model.hf.config import sparse_step
 from model.hf.convert import EMBEDDING, ToTheirs
 from model.hf.names import COPIES, SUBLAYER, pairs
@@ -77,9 +79,10 @@ def compare_hf_switch(folder: Path) -> Iterator[Case]:
     for case in manifest.get("layer_cases", []):
         for comparison in _layer_case(folder, case):
             yield f"layer {case['case']}", comparison
+    switch = compose(["moe=hf", "model.moe=switch"])
     for table in manifest.get("tables", []):
         for number, row in enumerate(_rows(folder / table["file"])):
-            for comparison in _layout_row(folder, row):
+            for comparison in _layout_row(folder, row, switch):
                 yield f"{table['file']} row {number}", comparison
 
 
@@ -127,9 +130,7 @@ class Recorded:
             raise Unsupported(f"{path}: outputs in {precision}; known: fp32 and bf16")
         self.limits, self.arrays, self.scalars = LIMITS[precision], arrays, scalars
         self.old = number.startswith("4.")
-        known = open_import(path)
-        semantics = {"switch_transformers": "hf_4" if self.old else "hf"}.get(known.hf.kind, "hf")
-        self.source = open_import(path, overrides=[f"moe.semantics={semantics}"])
+        self.source = open_import(path, overrides=[f"moe.semantics={'hf_4' if self.old else 'hf'}"])
         self.module = build(self.source, self.limits.dtype)
         self.tokens_BL = inputs["input_ids"].long()
         labels_BT = inputs["labels"].long()
@@ -353,8 +354,6 @@ def _layer_case(folder: Path, case: dict[str, Any]) -> Iterator[Comparison]:
 
 
 def _layer(config: dict[str, Any], arrays: dict[str, Tensor], dtype: torch.dtype) -> MoeLayer:
-    from conf.compose import compose
-
     settings = {
         "model.ffn": "relu",
         "model.d_model": config["d_model"],
@@ -378,13 +377,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
-def _layout_row(folder: Path, row: dict[str, Any]) -> Iterator[Comparison]:
+def _layout_row(folder: Path, row: dict[str, Any], cfg: RunConfig) -> Iterator[Comparison]:
     """Sparse layers of each stack from the numbers in a config.json."""
-    from conf.compose import compose
-
     depths = {"encoder": row["num_layers"], "decoder": row["num_decoder_layers"]}
     steps = {stack: sparse_step(folder, row, stack, depths[stack]) for stack in STACKS}
-    cfg = compose(["moe=hf", "model.moe=switch"])
     moe = replace(cfg.moe, sparse_every=steps["encoder"], decoder_sparse_every=steps["decoder"])
     for stack in STACKS:
         ours = [i for i in range(depths[stack]) if is_sparse_layer(cfg.model, moe, stack, i)]
