@@ -21,6 +21,8 @@ VARIANTS = (
     Variant(empty_rows=4, capacity_factor=2.0),  # the first data-parallel rank or ranks have padding only
     Variant(group_sequences=2, expert_dropout=0.3),
     Variant(mode="eval"),
+    *(Variant(router=router, jitter=0.2) for router in ("top_2", "switch_max", "expert_choice", "ntlb")),
+    Variant(router="expert_choice", semantics="flaxformer", mode="no_drop"),
 )
 
 Place = tuple[int, int, dict[str, Shard]]  # dp rank, tp rank, where each local parameter lies

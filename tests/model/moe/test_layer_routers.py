@@ -1,0 +1,109 @@
+"""The expert layer with every router: modes, what a result may depend on, and the rules that follow the stack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conf.derive import expert_capacity
+from conf.routing import router_settings
+from conf.semantics import SEMANTICS, RouterName, SemanticsName
+from model.moe.capacity import capacities
+from model.moe.layer import MoeLayer
+from parallel.dispatch import LocalExchange
+from parallel.rng import NoiseKey
+from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, model_config, moe_config
+
+PAIRS = [(name, router) for name, row in SEMANTICS.items() for router in row.routers]
+NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
+
+
+def variant(semantics: SemanticsName, router: RouterName, **more) -> Variant:
+    return Variant(semantics=semantics, router=router, **more)
+
+
+@pytest.mark.parametrize(("semantics", "router"), PAIRS)
+def test_evaluation_is_deterministic_and_a_group_does_not_see_the_others(semantics, router):
+    layer = build_layer(variant(semantics, router, jitter=0.3, group_sequences=2))
+    x, real, _ = batch(Variant())
+    with torch.no_grad():
+        y, _ = layer(x, real, mode="eval", noise=NOISE)
+        assert torch.equal(y, layer(x, real, mode="eval", noise=None)[0])
+        pairs = [layer(x[i : i + 2], real[i : i + 2], mode="eval", noise=None)[0] for i in range(0, BATCH, 2)]
+    torch.testing.assert_close(y, torch.cat(pairs), rtol=1e-13, atol=1e-13)
+
+
+def test_sequences_of_one_group_share_its_capacity():
+    """Where evaluation does depend on the batch: with one sequence to a group it cannot."""
+    x, real, _ = batch(Variant())
+    for sequences, same in ((2, False), (1, True)):
+        layer = build_layer(Variant(to_one_expert=True, group_sequences=sequences, mode="eval"))
+        with torch.no_grad():
+            y, _ = layer(x, torch.ones_like(real), mode="eval", noise=None)
+            other = torch.ones_like(real)
+            other[0] = False  # the neighbour becomes padding
+            z, _ = layer(x, other, mode="eval", noise=None)
+        assert torch.equal(y[1], z[1]) is same
+
+
+@pytest.mark.parametrize(("semantics", "router"), PAIRS)
+def test_no_drop_depends_on_neither_neighbours_nor_padding(semantics, router):
+    layer = build_layer(variant(semantics, router, group_sequences=4, jitter=0.1))
+    x, real, _ = batch(Variant())
+    real = torch.arange(LENGTH) < torch.tensor([2, 3, 4, 5, 5, 1, 2, 3]).unsqueeze(1)
+    with torch.no_grad():
+        whole, routing = layer(x, real, mode="no_drop", noise=NOISE)
+        for i in range(BATCH):
+            n = int(real[i].sum())
+            alone, _ = layer(x[i : i + 1, :n], real[i : i + 1, :n], mode="no_drop", noise=None)
+            torch.testing.assert_close(whole[i, :n], alone[0], rtol=1e-12, atol=1e-12)
+    if router != "expert_choice":
+        assert int(routing.stats.routed) == int(real.sum())
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+@pytest.mark.parametrize("train", [True, False])
+def test_capacity_of_tensors_is_the_capacity_of_numbers(semantics, train):
+    for factor in (0.5, 1.0, 1.25):
+        moe = moe_config(Variant(semantics=semantics, experts=8, capacity_factor=factor), min_expert_capacity=2)
+        tokens = torch.arange(0, 200)
+        want = [expert_capacity(moe, int(n), train=train) for n in tokens]
+        assert capacities(moe, tokens, train=train).tolist() == want
+
+
+def test_a_decoder_does_not_look_ahead_unless_told():
+    for router in ("expert_choice", "switch_max"):
+        moe = moe_config(Variant(router=router))
+        layer = MoeLayer(model_config(), moe, name="decoder.1", exchange=LocalExchange())
+        assert layer.settings.router == "switch"
+        assert router_settings(moe, "encoder").router == router
+    assert router_settings(replace(moe, decoder_router="switch_max"), "decoder").router == "switch_max"
+    assert router_settings(moe_config(Variant(router="top_2")), "decoder").router == "top_2"
+
+
+def test_expert_gradients_are_scaled_only_where_the_semantics_scales_them():
+    x, real, cotangent = batch(Variant())
+    grads = {}
+    for defects in ("mended", "reproduced"):
+        layer = build_layer(Variant(semantics="flaxformer", defects=defects))
+        (layer(x, real, mode="train", noise=None)[0] * cotangent).sum().backward()
+        grads[defects] = (layer.experts.wi.grad, layer.experts.wo.grad, layer.router.weight.grad)
+    for ours, scaled, factor in zip(grads["mended"], grads["reproduced"], (4, 4, 1), strict=True):
+        torch.testing.assert_close(scaled, ours * factor, rtol=1e-12, atol=1e-14)
+
+
+def test_random_second_choices_follow_their_probability_in_training_only():
+    layer = build_layer(Variant(router="top_2", capacity_factor=8.0))
+    layer.settings = replace(layer.settings, second_policy="random", second_threshold=0.5)
+    x, real, _ = batch(Variant())
+    _, everything = layer(x, real, mode="eval", noise=None)
+    kept, steps = 0.0, 200
+    for step in range(steps):
+        _, routing = layer(x, real, mode="train", noise=replace(NOISE, step=step))
+        kept += float(routing.stats.load_E.sum() - routing.stats.tokens)
+    p = (x @ layer.router.weight.detach()).softmax(-1).topk(2, -1).values
+    second = (p[..., 1] / p.sum(-1))[real]
+    assert int(everything.stats.load_E.sum()) == 2 * int(real.sum())
+    assert kept / steps == pytest.approx(float((second / 0.5).clamp(max=1).sum()), rel=0.05)
