@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.devices import GPU, ON_GPU, SLOW_CPU, child_environment
+from tests.gpu.devices import ON_GPU, SLOW_CPU, child_environment
 from tests.test_end_to_end import cache, losses, overrides, rows, text_file
 
 __all__ = ["cache", "text_file"]  # fixtures
@@ -25,13 +25,8 @@ def pointsman(*arguments, cwd, timeout=300) -> str:
     return done.stdout
 
 
-RUNS = [
-    pytest.param("cpu", "fp32", marks=pytest.mark.slow),
-    *(pytest.param("cuda", precision, marks=GPU) for precision in ("fp32", "bf16")),
-]
-
-
-@pytest.mark.parametrize(("device", "precision"), RUNS)
+@pytest.mark.parametrize("device", [ON_GPU])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_train_continue_and_evaluate_elsewhere(device, precision, text_file, cache, tmp_path):
     one = ("launch.nproc=1", "parallel.ep=1", f"train.precision={precision}", f"parallel.backend={BACKEND[device]}")
     common = overrides(text_file, cache, *one, "schedule=constant", "train.eval_every=0", "logging.wandb=off")
