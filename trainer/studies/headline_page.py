@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from conf.compose import load
 from conf.derive import slots_per_token
@@ -38,9 +39,9 @@ def page(arguments: argparse.Namespace, parser: argparse.ArgumentParser, times: 
     seconds = {size: times.median(cell_name(size, first)) for size in sizes}
     ratios = {size: times.ratio(cell_name(size, first), cell_name(DENSE, first)) for size in sizes}
     rows = read_rows(RunDir(root=out / cell_name(DENSE, first)).metrics)
-    epochs = max(row["train/epoch"] for row in rows if "train/epoch" in row)
+    epochs, held_out = _newest(rows, "train/epoch"), _newest(rows, "eval/target_tokens")
     lines = [provenance(STUDY, arguments, parser, where=times.where), ""]
-    lines += [setting_line(configs[DENSE], seeds, epochs=epochs), ""]
+    lines += [setting_line(configs[DENSE], seeds, epochs=epochs, held_out=held_out), ""]
     lines += _size_lines(configs, seconds, ratios)
     for metric in METRICS:
         curves = read_curves(out, arguments.experts, seeds, metric)
@@ -54,8 +55,12 @@ def title(metric: str) -> str:
     return {"eval/loss_text": "Text tokens", "eval/loss": "All target tokens"}[metric] + f" (`{metric}`)"
 
 
-def setting_line(cfg: RunConfig, seeds: list[int], *, epochs: float) -> str:
-    """What was trained, from the dense run's own configuration."""
+def _newest(rows: list[dict[str, Any]], metric: str) -> float:
+    return [row[metric] for row in rows if metric in row][-1]
+
+
+def setting_line(cfg: RunConfig, seeds: list[int], *, epochs: float, held_out: float) -> str:
+    """What was trained, from the dense run's own configuration; `held_out` target tokens are in every evaluation."""
     model, schedule = cfg.model, cfg.schedule
     return (
         f"Every run: `{cfg.data.source}` text, windows of {cfg.data.encoder_length} encoder and "
@@ -63,8 +68,8 @@ def setting_line(cfg: RunConfig, seeds: list[int], *, epochs: float) -> str:
         f"({epochs:.2f} passes over the text); d_model {model.d_model}, d_ff {model.d_ff}, "
         f"{model.num_encoder_layers} + {model.num_decoder_layers} layers, "
         f"{cfg.optim.name}, {schedule.name} from {schedule.lr:g} after {schedule.warmup_steps} steps of warm-up, "
-        f"{cfg.train.precision}. Seeds {', '.join(map(str, seeds))} change weights and jitter; data, its order and the "
-        f"held-out windows ({cfg.train.eval_batches * cfg.train.global_batch} of them) are the same in every run."
+        f"{cfg.train.precision}. The seeds ({', '.join(map(str, seeds))}) change weights and jitter; data, its order "
+        f"and the held-out text ({held_out:,.0f} target tokens) are the same in every run."
     )
 
 

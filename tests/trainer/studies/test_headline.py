@@ -41,7 +41,7 @@ def study(tmp_path_factory):
         dump(compose(cell.arguments(out)), run.config)
         losses = LOSSES[cell.name.partition("-")[0]]
         rows = [{"step": 10 * i, "eval/loss_text": loss, "eval/loss": loss - 1} for i, loss in enumerate(losses)]
-        rows.append({"step": 20, "train/epoch": 0.25})
+        rows.append({"step": 20, "train/epoch": 0.25, "eval/target_tokens": 5120.0})
         run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return arguments
 
@@ -82,6 +82,7 @@ def test_the_page_says_what_was_run_and_shows_both_metrics(study):
     text = "\n".join(page(study, headline.parser(), times))
     assert "timed on a test" in text
     assert "20 steps (0.25 passes over the text)" in text
+    assert "(5,120 target tokens)" in text
     assert "| Switch, 4 experts | 99,200 | 1.005 | 1.25, 1.25 | 0.3000 | 2.00 |" in text
     assert "| 10 | 5.000 | 4.000 | 5.500 |" in text
     assert "| 10 | 4.000 | 3.000 | 4.500 |" in text  # the second metric
