@@ -116,7 +116,7 @@ def measured(out: Path, names: Sequence[str], *, rounds: int, say: Callable[[str
     """The kept step times of runs `names` of a study's folder, or new ones, in this process and on one thread."""
     path = out / TIMES
     kept = load_times(path, names)
-    if kept is not None:
+    if kept is not None and {len(taken) for taken in kept.seconds.values()} == {rounds}:
         say(f"step times are those of {path}; delete it to measure again")
         return kept
     torch.set_num_threads(1)  # as the runs had

@@ -25,11 +25,12 @@ def test_kept_times_come_back_for_the_same_runs_alone(tmp_path):
 def test_kept_times_are_not_measured_again(tmp_path):
     save_times(tmp_path / TIMES, BUSY)
     said = []
-    assert measured(tmp_path, ["a", "b"], rounds=3, say=said.append) == BUSY  # there are no runs to measure
+    assert measured(tmp_path, ["a", "b"], rounds=4, say=said.append) == BUSY  # there are no runs to measure
     assert "delete it to measure again" in said[0]
 
 
-def test_times_of_other_runs_are_measured(tmp_path):
+@pytest.mark.parametrize(("names", "rounds"), [(["a", "c"], 4), (["a", "b"], 5)])
+def test_times_of_other_runs_or_rounds_are_measured(names, rounds, tmp_path):
     save_times(tmp_path / TIMES, BUSY)
     with pytest.raises(ValueError, match="needs a run folder"):  # so that it tries to open them
-        measured(tmp_path, ["a", "c"], rounds=3, say=lambda text: None)
+        measured(tmp_path, names, rounds=rounds, say=lambda text: None)
