@@ -168,7 +168,8 @@ def main(argv: Sequence[str]) -> int:
         shard_bytes=shard_bytes,
         expert_capacity=arguments.expert_capacity,
     )
-    print("\n".join([*notes, f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"]))
+    weights = len(list(folder.glob("*.safetensors")))
+    print("\n".join([*notes, f"{folder}: config.json and {weights} file(s) of weights"]))
     return 0
 
 

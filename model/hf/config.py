@@ -238,8 +238,8 @@ def sparse_numbers(sparse: tuple[int, ...], layers: int, stack: str) -> tuple[in
     """
     steps = [s for s in range(1, layers + 2) if tuple(i for i in range(layers) if i % s == 1 or s == 1) == sparse]
     for step in steps:
-        for number in range(layers + 1):
-            if (layers // number if number else layers) == step:
+        for number in range(1, layers + 1):
+            if layers // number == step:
                 return number, step
     if steps:
         return len(sparse), steps[0]

@@ -1,0 +1,214 @@
+"""Round trips between runs and Hugging Face folders, and what import says about folders it cannot follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conf import compose
+from conf.errors import CheckpointError, ConfigError
+from parallel.engine import MASTER
+from tests.golden.reader import GOLDEN
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.export_hf import export_run, parse_size
+from trainer.export_hf import main as export_main
+from trainer.import_hf import main as import_main
+from trainer.import_hf import open_import
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_heads": 2, "num_layers": 3, "num_decoder_layers": 2,
+    "transformers_version": "5.23.0", "tie_word_embeddings": True,
+}  # fmt: skip
+T5 = {**SIZES, "model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+SWITCH = {
+    **SIZES, "model_type": "switch_transformers", "num_experts": 2, "expert_capacity": 3,
+    "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+}  # fmt: skip
+
+
+def folder_of(path: Path, config: dict[str, Any]) -> Path:
+    """A folder with random weights under the names and shapes that the library gives them, written out by hand."""
+    random = torch.Generator().manual_seed(3)
+    d, ff, inner, switch = 8, 12, 8, config["model_type"] == "switch_transformers"
+    gated = config.get("feed_forward_proj") == "gated-gelu"
+    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (50, d)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (50, d)
+        if switch:
+            shapes |= {f"{stack}.embed_tokens.weight": (50, d) for stack in ("encoder", "decoder")}
+    for stack, depth, every in (("encoder", 3, 3), ("decoder", 2, 2)):
+        shapes[f"{stack}.final_layer_norm.weight"] = (d,)
+        shapes[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 2)
+        for i in range(depth):
+            attentions = ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
+            for j in range(len(attentions) + 1):
+                shapes[f"{stack}.block.{i}.layer.{j}.layer_norm.weight"] = (d,)
+            for j, attention in enumerate(attentions):
+                prefix = f"{stack}.block.{i}.layer.{j}.{attention}"
+                shapes |= {f"{prefix}.{w}.weight": (inner, d) for w in "qkv"} | {f"{prefix}.o.weight": (d, inner)}
+            mlp = f"{stack}.block.{i}.layer.{len(attentions)}.{'mlp' if switch else 'DenseReluDense'}"
+            banks = [f"{mlp}."]
+            if switch and i % every == 1:
+                shapes[f"{mlp}.router.classifier.weight"] = (2, d)
+                banks = [f"{mlp}.experts.expert_{e}." for e in range(2)]
+            for bank in banks:
+                shapes |= {f"{bank}{w}.weight": (ff, d) for w in (("wi_0", "wi_1") if gated else ("wi",))}
+                shapes[f"{bank}wo.weight"] = (d, ff)
+    tensors = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    for name in tensors:
+        if "embed_tokens" in name:
+            tensors[name] = tensors["shared.weight"].clone()
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def masters(run: Path) -> dict[str, Tensor]:
+    reader = CheckpointReader(run / "checkpoints" / "step_00000000")
+    return {name: reader.read(MASTER, name) for name in reader.names(MASTER)}
+
+
+def imported(folder: Path, runs: Path, name: str) -> Path:
+    assert import_main([str(folder), "--runs-dir", str(runs), "--name", name]) == 0
+    return runs / name
+
+
+RECORDED = ["hf_switch/step3_layout", "hf_switch/step2_e4_l4_drops_untied", "hf_t5/v10_relu_tied"]
+KINDS = {
+    "t5": T5,
+    "t5_gated_untied": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5_gated_tied_unscaled": {**T5, "feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
+    "switch": SWITCH,
+    "switch_untied": {**SWITCH, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_directions_are_bit_equal(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = folder_of(tmp_path / "theirs", KINDS[kind])
+    run = imported(theirs, tmp_path, "run")
+    assert export_main([str(run), str(tmp_path / "again"), "--shard-size", "4KB"]) == 0
+    before, after = load_file(theirs / "model.safetensors"), {}
+    for file in (tmp_path / "again").glob("*.safetensors"):
+        after |= load_file(file)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = imported(tmp_path / "again", tmp_path, "second")
+    ours, twice = masters(run), masters(again)
+    assert ours.keys() == twice.keys()
+    assert all(torch.equal(ours[name], twice[name]) for name in ours)
+    first, second = compose.load(run / "config.yaml"), compose.load(again / "config.yaml")
+    assert (first.model, first.moe) == (second.model, second.moe)
+    said = capsys.readouterr().out
+    assert "pointsman train train.from_checkpoint=" in said
+    assert "No tokenizer" in said
+    if kind.startswith("switch"):
+        assert "compute Switch wrongly" in said
+        assert "same in training and evaluation" in said
+        assert "i % 3 == 1" in said
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the recorded reference runs (../shared/golden) are absent")
+@pytest.mark.parametrize(
+    "case", ["hf_switch/step3_layout", "hf_switch/step2_e4_l4_drops_untied", "hf_t5/v10_relu_tied"]
+)
+def test_recorded_checkpoints_come_back_bit_equal(case: str, tmp_path: Path) -> None:
+    run = imported(GOLDEN / case, tmp_path, "run")
+    folder, _ = export_run(run, None, dtype=torch.float32, shard_bytes=10**9)
+    before, after = load_file(GOLDEN / case / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    recorded, written = (json.loads((f / "config.json").read_text()) for f in (GOLDEN / case, folder))
+    shared = (recorded.keys() & written.keys()) - {"architectures"}
+    assert {key: written[key] for key in shared} == {key: recorded[key] for key in shared}
+
+
+def test_half_precision_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", T5)
+    halved = {name: value.bfloat16() for name, value in load_file(theirs / "model.safetensors").items()}
+    save_file(halved, theirs / "model.safetensors")
+    folder, _ = export_run(imported(theirs, tmp_path, "run"), None, dtype=torch.bfloat16, shard_bytes=10**9)
+    after = load_file(folder / "model.safetensors")
+    assert all(after[name].dtype == torch.bfloat16 and torch.equal(after[name], halved[name]) for name in halved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "model_type: got 'bert'"),
+        ({"router_bias": True}, "router_bias"),
+        ({"dense_act_fn": "gelu"}, "dense_act_fn"),
+        ({"pad_token_id": 3}, "pad_token_id"),
+        ({"num_layers": "three"}, "num_layers"),
+        ({"d_model": None}, "d_model"),
+        ({"architectures": ["SwitchTransformersModel"]}, "architectures"),
+        ({"encoder_sparse_step": 0}, "encoder_sparse_step"),
+    ],
+)
+def test_a_configuration_that_cannot_be_followed_is_refused_by_its_key(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    theirs = folder_of(tmp_path / "theirs", SWITCH)
+    (theirs / "config.json").write_text(json.dumps({**SWITCH, **change}))
+    with pytest.raises(ConfigError, match=message):
+        open_import(theirs)
+
+
+def test_tensors_that_are_not_those_of_the_configuration_are_listed(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", SWITCH)
+    tensors = load_file(theirs / "model.safetensors")
+    tensors["surplus"] = tensors.pop("encoder.final_layer_norm.weight")
+    tensors["encoder.block.1.layer.1.mlp.router.classifier.weight"] = torch.ones(3, 8)
+    save_file(tensors, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_import(theirs)
+    assert "missing: encoder.final_layer_norm.weight [8]" in str(caught.value)
+    assert "unexpected: surplus [8]" in str(caught.value)
+    assert "classifier.weight: shape [3, 8], config.json makes it [2, 8]" in str(caught.value)
+
+
+def test_embeddings_that_differ_are_refused_and_explained(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", {**SWITCH, "tie_word_embeddings": False})
+    tensors = load_file(theirs / "model.safetensors")
+    save_file({**tensors, "decoder.embed_tokens.weight": torch.zeros(50, 8)}, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError, match="three independent embeddings"):
+        open_import(theirs)
+    del tensors["lm_head.weight"]
+    save_file(tensors, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError, match="the output matrix is lost"):
+        open_import(theirs)
+
+
+def test_code_beside_a_checkpoint_is_named_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = folder_of(tmp_path / "theirs", {**T5, "auto_map": {"AutoModel": "modeling.Trap"}})
+    (theirs / "modeling.py").write_text("raise SystemExit('executed')")
+    imported(theirs, tmp_path, "run")
+    assert "never run: auto_map, modeling.py" in capsys.readouterr().out
+
+
+def test_a_run_that_exists_and_a_folder_that_is_not_empty_are_left_alone(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", T5)
+    run = imported(theirs, tmp_path, "run")
+    with pytest.raises(ConfigError, match="does not exist yet"):
+        import_main([str(theirs), "--runs-dir", str(tmp_path), "--name", "run"])
+    with pytest.raises(ConfigError, match="new or empty folder"):
+        export_run(run, theirs, dtype=torch.float32, shard_bytes=10**9)
+    save_file({"shared.weight": torch.full((50, 8), float("nan"))}, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError, match="NaN"):
+        import_main([str(theirs), "--runs-dir", str(tmp_path), "--name", "broken"])
+    assert not (tmp_path / "broken").exists()
+    shutil.rmtree(run)
+
+
+def test_sizes_of_shards() -> None:
+    assert [parse_size(text) for text in ("5GB", "500MB", "1.5kB", "77")] == [5 * 10**9, 5 * 10**8, 1500, 77]
+    with pytest.raises(ConfigError, match="--shard-size"):
+        parse_size("many")
