@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.moe.experts import ExpertBank
+from conf.schema import Ffn
 from trainer.bench.result import Row
 from trainer.bench.setup import LayerCase, Settings, gradients_of, layer_case
 from trainer.bench.timing import clock_of, compare
@@ -58,20 +58,23 @@ def loop_forward(case: LayerCase) -> list[Tensor]:
     slots_NK = routing.slots_GSK.flatten(0, 1)
     gates_NK = routing.gates_GSK.flatten(0, 1).to(x_ND.dtype)
     y_ND = torch.zeros_like(x_ND)
+    # Taken apart once: the gradient of a bank indexed E times would be E banks of zeros to add up.
+    banks = [weight.unbind(0) for weight in case.layer.experts.parameters()]
     for expert in range(E):
         token, choice = ((slots_NK >= expert * C) & (slots_NK < (expert + 1) * C)).nonzero(as_tuple=True)
-        out = expert_output(case.layer.experts, expert, x_ND[token])
+        out = expert_output(case.layer.experts.ffn, [weights[expert] for weights in banks], x_ND[token])
         y_ND = y_ND.index_add(0, token, out * gates_NK[token, choice].unsqueeze(-1))
     return [y_ND.view_as(case.x_BLD), routing.aux_loss, routing.z_sum]
 
 
-def expert_output(bank: ExpertBank, expert: int, x_ND: Tensor) -> Tensor:
-    """What one expert makes of its tokens."""
-    if bank.ffn == "relu":
-        hidden_NF = F.relu(x_ND @ bank.wi[expert])
+def expert_output(ffn: Ffn, weights: list[Tensor], x_ND: Tensor) -> Tensor:
+    """What one expert, by its weights in the bank's order, makes of its tokens."""
+    *into, out = weights
+    if ffn == "relu":
+        hidden_NF = F.relu(x_ND @ into[0])
     else:
-        hidden_NF = F.gelu(x_ND @ bank.wi_0[expert], approximate="tanh") * (x_ND @ bank.wi_1[expert])
-    return hidden_NF @ bank.wo[expert]
+        hidden_NF = F.gelu(x_ND @ into[0], approximate="tanh") * (x_ND @ into[1])
+    return hidden_NF @ out
 
 
 def check_same_output(case: LayerCase) -> None:
