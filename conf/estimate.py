@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from conf.derive import STACKS, Stack, expert_tensor_size, padded_vocab_size, span_lengths, sparse_layers, stack_depth
+from conf.routing import experts_per_token
 from conf.schema import ModelConfig, MoeConfig, RunConfig
 
 FORWARD_AND_BACKWARD = 3
@@ -22,7 +23,7 @@ class Params(NamedTuple):
     cut: int  # cut by tensor parallelism: attention, dense feed-forward, embedding, relative bias
     whole: int  # on every rank: norms and routers
     experts: int  # all experts of all layers
-    one_expert: int  # one expert of each expert layer
+    one_expert: int  # of each expert layer the experts that one token can be at: one, or two of top_2
 
     @property
     def total(self) -> int:
@@ -45,7 +46,8 @@ def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
         # norms: two per encoder layer, three per decoder layer, one at the end of each stack
         whole=(2 * encoder + 3 * decoder + 2) * model.d_model + sparse * model.d_model * moe.num_experts,
         experts=sparse * moe.num_experts * one_ff,
-        one_expert=sparse * one_ff,
+        one_expert=one_ff
+        * sum(len(sparse_layers(model, moe, stack)) * experts_per_token(moe, stack) for stack in STACKS),
     )
 
 
@@ -96,7 +98,9 @@ def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, de
         attention = 4 * projection * tokens + pair * tokens * tokens
         router = 2 * model.d_model * moe.num_experts * tokens
         feed_forward = 2 * _ff_weights(model) * tokens
-        return layers * (attention + feed_forward) + len(sparse_layers(model, moe, stack)) * router
+        sparse = len(sparse_layers(model, moe, stack))
+        more_experts = sparse * (experts_per_token(moe, stack) - 1)
+        return layers * attention + (layers + more_experts) * feed_forward + sparse * router
 
     return Flops(
         encoder=operations("encoder", encoder_length),

@@ -65,6 +65,12 @@ def num_choices(moe: MoeConfig, router: RouterName) -> int:
     return moe.top_k if moe.top_k is not None and router == moe.router else usual
 
 
+def experts_per_token(moe: MoeConfig, stack: Stack) -> int:
+    """Experts that a token is at, at most; where experts choose tokens, 1: about what capacity factor 1 gives."""
+    router = stack_router(moe, stack)
+    return 1 if router in ("ntlb", "expert_choice") else num_choices(moe, router)
+
+
 def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
     """Settings of the routers of one stack."""
     row, router, mended = SEMANTICS[moe.semantics], stack_router(moe, stack), moe.defects == "mended"

@@ -14,7 +14,7 @@ from conf.check_data import check_corruption, check_data, check_files, check_voc
 from conf.check_layout import check_batch, check_experts, check_ranks, check_shards
 from conf.check_range import at_least, check_path, positive, share
 from conf.convert import raise_all
-from conf.derive import STACKS, sparse_layers, stack_depth, world_size
+from conf.derive import STACKS, Stack, sparse_layers, stack_depth, world_size
 from conf.errors import ConfigError
 from conf.routing import check_router
 from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, TrainConfig
@@ -123,7 +123,7 @@ def check_moe(moe: MoeConfig) -> Problems:
 
 def check_sparse(cfg: RunConfig) -> Problems:
     """A switch model has expert layers in both stacks."""
-    empty = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
+    empty: list[Stack] = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
     if cfg.model.moe == "dense" or not empty:
         return
     stack = min(empty, key=lambda name: stack_depth(cfg.model, name))

@@ -113,9 +113,7 @@ class MoeLayer(nn.Module):
         rows_GQ = self.exchange.enter(noise.rows_B.view(-1, sequences))
         return replace(noise, rows_B=rows_GQ.reshape(-1))
 
-    def _route(
-        self, x_GSD: Tensor, real_GS: Tensor, mode: RouteMode, noise: RouterNoise | None
-    ) -> Routing:
+    def _route(self, x_GSD: Tensor, real_GS: Tensor, mode: RouteMode, noise: RouterNoise | None) -> Routing:
         """Routing of this rank's groups with the capacity and the noise of `mode`."""
         S, settings, limit_G = x_GSD.shape[1], self.settings, None
         if mode != "no_drop":

@@ -3,7 +3,9 @@
 import pytest
 
 from conf.compose import compose
+from conf.derive import STACKS, sparse_layers
 from conf.errors import ConfigError
+from conf.estimate import forward_flops, num_active_params, num_params
 from conf.routing import router_settings
 from conf.semantics import SEMANTICS
 
@@ -45,6 +47,18 @@ def test_batch_priority_with_two_choices_is_a_setting_of_flaxformer():
     settings = router_settings(cfg.moe, "encoder")
     assert (settings.choices, settings.order, settings.gates) == (2, "gate", "full")
     assert router_settings(cfg.moe, "decoder").choices == 1, "the decoder's switch keeps its own number"
+
+
+def test_a_second_choice_costs_one_more_expert_in_each_expert_layer():
+    one, two = (compose(["model=switch_base_8", f"moe.router={router}"]) for router in ("switch", "top_2"))
+    assert num_params(one.model, one.moe) == num_params(two.model, two.moe)
+    expert = (3 if one.model.ffn == "gated_gelu" else 2) * one.model.d_model * one.model.d_ff
+    layers = sum(len(sparse_layers(one.model, one.moe, stack)) for stack in STACKS)
+    more = num_active_params(two.model, two.moe) - num_active_params(one.model, one.moe)
+    assert more == layers * expert
+    lengths = {"encoder_length": 10, "decoder_length": 10}
+    flops = [forward_flops(cfg.model, cfg.moe, **lengths).total for cfg in (one, two)]
+    assert flops[1] - flops[0] == 2 * 10 * more
 
 
 def test_the_default_is_mended():
