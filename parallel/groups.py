@@ -60,9 +60,12 @@ def join_world(parallel: ParallelConfig, *, rank: int, world: int, store: str) -
     For processes that meet more than once; `destroy_groups` comes between. The backend is the configured one.
     """
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if torch.cuda.is_available() else "gloo")
-    meeting = dist.FileStore(store, world)
     dist.init_process_group(
-        backend, store=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=parallel.timeout_s)
+        backend,
+        init_method=f"file://{os.path.abspath(store)}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=parallel.timeout_s),
     )
 
 
