@@ -41,7 +41,10 @@ def _model_facts(cfg: RunConfig) -> Facts:
     params: Params = count_params(cfg.model, cfg.moe)
     active = num_active_params(cfg.model, cfg.moe)
     experts = f", {human(params.experts)} of them in experts" if params.experts else ""
+    inputs = "shared by both stacks" if cfg.model.share_embeddings else "one per stack"
+    output = "tied to it" if cfg.model.tie_embeddings else "of its own"
     return [
+        ("embedding", f"{inputs}; output matrix {output}"),
         ("parameters", f"{human(params.total)} ({params.total:,}){experts}"),
         ("active per token", f"{human(active)} ({active:,}): all but the experts a token is not sent to"),
         ("FLOPs per token", f"{human(flops_per_token(cfg))} forward and backward, matrix products only"),

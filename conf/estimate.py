@@ -37,7 +37,7 @@ def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
     sparse = sum(len(sparse_layers(model, moe, stack)) for stack in STACKS)
     attention = 4 * model.d_model * model.num_heads * model.d_kv
     one_ff = _ff_weights(model)
-    tables = 1 if model.tie_embeddings else 2
+    tables = 1 + (not model.share_embeddings) + (not model.tie_embeddings)
     return Params(
         cut=tables * padded_vocab_size(model.vocab_size) * model.d_model
         + 2 * model.relative_buckets * model.num_heads

@@ -42,6 +42,7 @@ class ModelConfig:
     num_decoder_layers: int
     ffn: Ffn
     tie_embeddings: bool  # tied: logits = decoder output @ embedding.T; untied: own output matrix
+    share_embeddings: bool  # one embedding for both stacks; false, untied only: one each, as in transformers 5's Switch
     logit_scale: LogitScale | None  # width: decoder output * d_model**-0.5 before the logits; None: width if tied
     relative_buckets: int
     relative_max_distance: int

@@ -99,6 +99,13 @@ def check_model(model: ModelConfig) -> Problems:
             needs=f"more than relative_buckets / 2 = {buckets // 2}",
             hint=f"model.relative_max_distance={4 * buckets}",
         )
+    if model.tie_embeddings and not model.share_embeddings:
+        yield ConfigError(
+            "model.share_embeddings",
+            got=False,
+            needs="true with model.tie_embeddings=true: the output matrix is tied to the one embedding of both stacks",
+            hint="model.tie_embeddings=false",
+        )
     for name in ("dropout", "attention_dropout"):
         yield from share(f"model.{name}", getattr(model, name), 0.1)
     for name, usual in (("norm_epsilon", 1e-6), ("init_scale", 0.1)):

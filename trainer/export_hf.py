@@ -101,9 +101,9 @@ def _write(
     """Tensors and configuration; the kind of model written."""
     from conf.derive import scales_logits
     from model.hf.config import to_document
-    from model.hf.convert import HEAD, ToTheirs, their_shapes
+    from model.hf.convert import ToTheirs, their_shapes
     from model.hf.files import write_tensors
-    from model.hf.names import COPIES, pairs
+    from model.hf.names import COPIES, EMBEDDING, HEAD, pairs
     from parallel.engine import MASTER
     from trainer.import_hf import logical_shapes
 
@@ -113,7 +113,9 @@ def _write(
     # it ties only scaled output matrices, so that an unscaled one is written as a copy as well.
     plain_tie = cfg.model.tie_embeddings and not scales_logits(cfg.model)
     copies: tuple[str, ...] = ()
-    if kind == "switch_transformers" and not scales_logits(cfg.model):
+    if not cfg.model.share_embeddings:
+        copies = (EMBEDDING,)  # never read there, but missed when it is absent
+    elif kind == "switch_transformers" and not scales_logits(cfg.model):
         copies = (*COPIES, HEAD) if plain_tie else COPIES
     shapes = their_shapes(cfg.model, cfg.moe, kind, ours, copies=copies)
     read = ToTheirs(lambda name: reader.read(MASTER, name), pairs(cfg.model, cfg.moe, kind), cfg.model.vocab_size)

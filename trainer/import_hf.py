@@ -102,6 +102,7 @@ def _model_settings(hf: HfConfig, tying: Tying) -> tuple[str, ...]:
     values |= {
         "model.preset": hf.kind,
         "model.tie_embeddings": tying.tie_embeddings,
+        "model.share_embeddings": tying.share_embeddings,
         "model.logit_scale": "width" if tying.scaled else "one",
         "moe.defects": "reproduced",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +12,17 @@ from conf.errors import CheckpointError
 from conf.schema import ModelConfig, MoeConfig
 from model.hf.config import HfConfig
 from model.hf.files import TensorFolder
-from model.hf.names import COPIES, UNUSED, Kind, Pair, Shape, pairs
-
-EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+from model.hf.names import COPIES, EMBEDDING, HEAD, UNUSED, VOCABULARY, Kind, Pair, Shape, pairs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tying:
-    """How the output matrix goes with the embedding; the library decides by the tensors as much as by config.json."""
+    """How embeddings and output matrix go together; the library decides by the tensors as much as by config.json."""
 
     tie_embeddings: bool
+    share_embeddings: bool  # false: the stacks' own embeddings differ from the shared one, which is then never read
     scaled: bool  # the decoder's output is multiplied by d_model**-0.5 before the logits
-    copies: tuple[str, ...]  # tensors that repeat the embedding and are left out
+    copies: tuple[str, ...]  # tensors left out: they repeat the embedding, or it is the embedding that no stack reads
 
 
 def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
@@ -35,9 +34,7 @@ def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
     if EMBEDDING not in folder.names:
         raise CheckpointError(f"{folder.folder}: lacks {EMBEDDING}, the embedding of both stacks")
     embedding = folder.read(EMBEDDING)
-    copies = tuple(name for name in COPIES if name in folder.names)
-    for name in copies:
-        _require_copy(hf, folder, name, embedding)
+    copies = _find_copies(hf, folder, embedding)
     tie = HEAD not in folder.names
     if tie and not may_tie:
         raise CheckpointError(
@@ -46,28 +43,47 @@ def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
         )
     if not tie and may_tie:
         head = folder.read(HEAD)
-        tie = head.shape == embedding.shape and torch.equal(head, embedding)
+        tie = _equal(head, embedding)
         if not tie and hf.scale_key is None and not hf.version.startswith("5."):
             raise CheckpointError(
                 f"{folder.folder}: config.json (transformers {hf.version}) says tie_word_embeddings=true, but {HEAD} "
                 f"differs from {EMBEDDING}: 4.x would throw {HEAD} away, 5.x would use it. Set tie_word_embeddings "
                 "to false to use it, or remove it from the file"
             )
+    if copies is None:
         if tie:
-            copies = (*copies, HEAD)
-    return Tying(tie_embeddings=tie, scaled=scaled, copies=copies)
+            raise CheckpointError(
+                f"{folder.folder}: {' and '.join(COPIES)} differ from {EMBEDDING}, to which the output matrix is tied: "
+                f"a model here has either one tied embedding or an output matrix ({HEAD}) of its own"
+            )
+        return Tying(tie_embeddings=False, share_embeddings=False, scaled=scaled, copies=(EMBEDDING,))
+    if tie and HEAD in folder.names:
+        copies = (*copies, HEAD)
+    return Tying(tie_embeddings=tie, share_embeddings=True, scaled=scaled, copies=copies)
 
 
-def _require_copy(hf: HfConfig, folder: TensorFolder, name: str, embedding: Tensor) -> None:
-    copy = folder.read(name)
-    if copy.shape == embedding.shape and torch.equal(copy, embedding):
-        return
-    raise CheckpointError(
-        f"{folder.folder}: {name} differs from {EMBEDDING}, but a model here has one embedding for both stacks. "
-        "transformers 5 builds an untied Switch model with three independent embeddings, of which it never reads "
-        f"{EMBEDDING}; it can be imported when all three are equal "
-        "(model.encoder.embed_tokens.weight.data.copy_(model.shared.weight), likewise the decoder's), or tied"
-    )
+def _find_copies(hf: HfConfig, folder: TensorFolder, embedding: Tensor) -> tuple[str, ...] | None:
+    """Tensors of the two stacks that repeat the embedding; None if the stacks have embeddings of their own."""
+    there = tuple(name for name in COPIES if name in folder.names)
+    differing = [name for name in there if not _equal(folder.read(name), embedding)]
+    if not differing:
+        return there
+    if len(there) < len(COPIES):
+        missing = next(name for name in COPIES if name not in there)
+        raise CheckpointError(
+            f"{folder.folder}: {differing[0]} differs from {EMBEDDING} and {missing} is missing: both stacks' "
+            "embeddings are needed, or neither (the library would fill the missing one with random numbers)"
+        )
+    if hf.kind == "t5" and hf.version.startswith("4."):
+        raise CheckpointError(
+            f"{folder.folder}: {', '.join(differing)} differs from {EMBEDDING} in a T5 of transformers {hf.version}: "
+            "4.x would throw it away, 5.x would use it. Remove it from the file, or write the file with 5.x"
+        )
+    return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def check_tensors(
@@ -76,7 +92,7 @@ def check_tensors(
     """Every tensor of the table is there in the right shape, and nothing else. Raises CheckpointError listing all."""
     expected = {name: pair.their_shape(ours[pair.ours], vocab_size) for pair in table for name in pair.theirs}
     problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in folder.names]
-    for name in sorted(folder.names - set(expected) - set(tying.copies) - set(UNUSED)):
+    for name in sorted(folder.names - set(expected) - {EMBEDDING, *tying.copies, *UNUSED}):
         problems.append(f"unexpected: {name} {list(folder.shape(name))}")
     for name in sorted(folder.names & set(expected)):
         if (shape := folder.shape(name)) != expected[name]:
@@ -109,13 +125,18 @@ def to_ours(
 def their_shapes(
     model: ModelConfig, moe: MoeConfig, kind: Kind, ours: Mapping[str, Shape], *, copies: tuple[str, ...]
 ) -> dict[str, Shape]:
-    """Name and shape of every tensor to write, in the table's order, with copies of the embedding at the end."""
+    """Name and shape of every tensor to write, in the table's order, with copies of an embedding at the end."""
     shapes = {
         name: pair.their_shape(ours[pair.ours], model.vocab_size)
         for pair in pairs(model, moe, kind)
         for name in pair.theirs
     }
-    return shapes | dict.fromkeys(copies, shapes[EMBEDDING])
+    return shapes | dict.fromkeys(copies, shapes[_copied(shapes)])
+
+
+def _copied(names: Collection[str]) -> str:
+    """What copies are taken from: the embedding, or the encoder's where each stack has its own."""
+    return EMBEDDING if EMBEDDING in names else COPIES[0]
 
 
 class ToTheirs:
@@ -129,12 +150,12 @@ class ToTheirs:
 
     def __call__(self, name: str) -> Tensor:
         """One tensor in their orientation, without rows of padding."""
-        pair, slot = self._where.get(name) or self._where[EMBEDDING]
+        pair, slot = self._where.get(name) or self._where[_copied(self._where)]
         if self._kept is None or self._kept[0] != pair.ours:
             self._kept = (pair.ours, self._read(pair.ours))
         value = self._kept[1]
         if pair.turn == "expert":
             return value[slot].T
-        if pair.ours in (EMBEDDING, HEAD):
+        if pair.ours in VOCABULARY:
             return value[: self._vocab_size]
         return value.T if pair.turn == "transposed" else value

@@ -15,7 +15,7 @@ from conf.derive import STACKS, Stack, is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig
 
 Kind = Literal["t5", "switch_transformers"]
-Where = Literal["model", "head", "stack", "layer", "cross", "dense", "sparse"]
+Where = Literal["shared", "apart", "head", "stack", "layer", "cross", "dense", "sparse"]
 Shape = tuple[int, ...]
 # What one matrix of theirs is in our tensor: all of it, as it lies or transposed, or a transposed slice of dim 0.
 Turn = Literal["same", "transposed", "expert"]
@@ -25,7 +25,7 @@ Turn = Literal["same", "transposed", "expert"]
 class Row:
     """One line of the table."""
 
-    where: Where  # once in the model, once with an output matrix of its own, or in every stack / layer of that kind
+    where: Where  # once: a shared embedding, one per stack, an output matrix; or in every stack / layer of that kind
     ours: str
     theirs: str
     turn: Turn = "same"
@@ -33,7 +33,9 @@ class Row:
 
 _ATTENTION = ("q", "k", "v", "o")
 TABLE: tuple[Row, ...] = (
-    Row(where="model", ours="shared.weight", theirs="shared.weight"),
+    Row(where="shared", ours="shared.weight", theirs="shared.weight"),
+    Row(where="apart", ours="encoder_embedding.weight", theirs="encoder.embed_tokens.weight"),
+    Row(where="apart", ours="decoder_embedding.weight", theirs="decoder.embed_tokens.weight"),
     Row(where="head", ours="lm_head.weight", theirs="lm_head.weight"),
     Row(
         where="stack",
@@ -90,8 +92,11 @@ DENSE_MODULE: dict[Kind, str] = {"t5": "DenseReluDense", "switch_transformers": 
 FF_WEIGHTS = {"relu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
 SUBLAYER: dict[Stack, int] = {"encoder": 1, "decoder": 2}  # {f} in the table
 
-# Copies of the embedding that the library also writes; ours has one, so they must be equal to it.
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"  # the same in theirs and ours
+# What the library's stacks read. Either both equal the embedding and are copies of it, or the embedding is never read.
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Ours whose rows are ids, padded.
+VOCABULARY = frozenset({EMBEDDING, HEAD, "encoder_embedding.weight", "decoder_embedding.weight"})
 # What old files carry although no version of the library reads it: cross attention has had no position bias since 2019.
 UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
@@ -107,7 +112,7 @@ class Pair:
     def their_shape(self, our_shape: Shape, vocab_size: int) -> Shape:
         """Shape of each of their tensors, from the shape of ours."""
         shape = our_shape[1:] if self.turn == "expert" else our_shape
-        if self.ours in ("shared.weight", "lm_head.weight"):
+        if self.ours in VOCABULARY:
             return (vocab_size, *shape[1:])
         return shape if self.turn == "same" else tuple(reversed(shape))
 
@@ -115,10 +120,12 @@ class Pair:
 def pairs(model: ModelConfig, moe: MoeConfig, kind: Kind) -> tuple[Pair, ...]:
     """The table written out for one model."""
     found: list[Pair] = []
+    once = {"shared": model.share_embeddings, "apart": not model.share_embeddings, "head": not model.tie_embeddings}
     for row in TABLE:
-        if row.where == "model" or (row.where == "head" and not model.tie_embeddings):
-            found.append(Pair(ours=row.ours, theirs=(row.theirs,), turn=row.turn))
-        elif row.where != "head":
+        if row.where in once:
+            if once[row.where]:
+                found.append(Pair(ours=row.ours, theirs=(row.theirs,), turn=row.turn))
+        else:
             for stack in STACKS:
                 found.extend(_in_stack(row, stack, model, moe, kind))
     return tuple(found)

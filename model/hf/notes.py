@@ -8,7 +8,7 @@ from conf.semantics import SEMANTICS
 from model.hf.config import HfConfig, sequence_capacity
 from model.hf.convert import Tying
 from model.hf.files import TensorFolder
-from model.hf.names import COPIES, UNUSED, Kind
+from model.hf.names import COPIES, EMBEDDING, UNUSED, Kind
 
 # Measured (PARITY b3.9 and its corrections 15 to 20).
 WRONG_SWITCH = (
@@ -23,7 +23,7 @@ WRONG_SWITCH = (
 def import_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolder) -> list[str]:
     """Lines about what this import means."""
     lines = [f"{hf.path.parent}: {hf.kind}, written by transformers {hf.version}"]
-    lines += _file_notes(hf, tying, folder)
+    lines += _file_notes(hf, cfg, tying, folder)
     if hf.kind == "switch_transformers":
         lines += _switch_notes(hf, cfg, tying)
     if cfg.model.dropout:
@@ -34,7 +34,7 @@ def import_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolde
     return lines
 
 
-def _file_notes(hf: HfConfig, tying: Tying, folder: TensorFolder) -> list[str]:
+def _file_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolder) -> list[str]:
     lines = []
     stored = sorted(folder.dtypes())
     if stored != ["float32"]:
@@ -43,7 +43,12 @@ def _file_notes(hf: HfConfig, tying: Tying, folder: TensorFolder) -> list[str]:
         lines.append(f"ignored, since code of a checkpoint is never run: {', '.join(hf.ignored)}")
     if unused := sorted(folder.names & set(UNUSED)):
         lines.append(f"left out, since no version of the library reads it: {', '.join(unused)}")
-    if tying.copies:
+    if not cfg.model.share_embeddings:
+        lines.append(
+            f"encoder and decoder have an embedding of their own each (model.share_embeddings=false); {EMBEDDING} is "
+            "left out, since the library never reads it then. Export writes the encoder's under that name"
+        )
+    elif tying.copies:
         lines.append(f"equal copies of the embedding, kept once: {', '.join(tying.copies)}")
     if tying.tie_embeddings and not tying.scaled:
         lines.append("the output matrix is the embedding, unscaled (how transformers 5 builds T5 v1.1 from a config)")
@@ -89,7 +94,7 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
             f"jitter {moe.jitter}: in fp32 training the library's experts receive the jittered input as well; "
             "moe.defects=mended keeps it to the router. Random numbers differ from the library's in any case"
         )
-    if not tying.tie_embeddings and len(set(tying.copies) & set(COPIES)) < len(COPIES):
+    if cfg.model.share_embeddings and not tying.tie_embeddings and len(set(tying.copies) & set(COPIES)) < len(COPIES):
         lines.append(
             "the encoder's and decoder's copies of the embedding are missing, as 4.57 saves untied models; the library "
             "itself would load random ones here, this import uses shared.weight for both"
@@ -99,11 +104,16 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
 
 def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None) -> list[str]:
     """Lines about what the library will compute differently from the run."""
+    apart: list[str] = []
+    if not cfg.model.share_embeddings:
+        apart.append(f"{EMBEDDING} is a copy of the encoder's embedding; the library reads it nowhere")
     if kind == "t5":
+        if apart:
+            return [*apart, f"transformers 5 loads a T5 with an embedding per stack; 4.x would use {EMBEDDING} in both"]
         if cfg.model.tie_embeddings and cfg.model.logit_scale == "one":
             return ["tied and unscaled: transformers 5 reads this from scale_decoder_outputs=false; 4.x would scale"]
         return []
-    lines = []
+    lines = apart
     if SEMANTICS[cfg.moe.semantics].capacity != "absolute":
         used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)
         lines += [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from conf.derive import Stack as StackName
 from conf.derive import padded_vocab_size, scales_logits
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.types import LayerRouting, RouteMode
@@ -36,7 +37,7 @@ class ModelOutput:
 
 
 class SwitchTransformer(nn.Module):
-    """Encoder, decoder, shared embedding, tied or own output matrix."""
+    """Encoder, decoder, an embedding for both or one each, tied or own output matrix."""
 
     def __init__(
         self,
@@ -52,7 +53,13 @@ class SwitchTransformer(nn.Module):
         self.config, self.factory = model, layers
         rows = padded_vocab_size(model.vocab_size)
         embedding = ParamSpec(axes=("vocab", "embed"), init="embedding")
-        self.shared = layers.embedding(rows, model.d_model, embedding)
+        self.shared = self.encoder_embedding = self.decoder_embedding = None
+        if model.share_embeddings:
+            self.shared = layers.embedding(rows, model.d_model, embedding)
+        else:
+            assert not model.tie_embeddings, "the output matrix is tied to an embedding of both stacks"
+            self.encoder_embedding = layers.embedding(rows, model.d_model, embedding)
+            self.decoder_embedding = layers.embedding(rows, model.d_model, embedding)
         self.encoder = Stack(model, moe, name="encoder", layers=layers, exchange=exchange, recompute=recompute)
         self.decoder = Stack(model, moe, name="decoder", layers=layers, exchange=exchange, recompute=recompute)
         self.lm_head = None
@@ -77,7 +84,7 @@ class SwitchTransformer(nn.Module):
         encoded = self.encode(encoder_tokens_BL, mode=mode, noise=noise)
         memory = self.memory(encoded.hidden_BLD, encoder_tokens_BL)
         real_BT = targets_BT != PAD
-        decoded = self.decoder(self.shared(decoder_inputs_BT), real_BT, memory, mode=mode, noise=noise)
+        decoded = self.decoder(self.embed(decoder_inputs_BT, "decoder"), real_BT, memory, mode=mode, noise=noise)
         loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
         return ModelOutput(
             # where, not a product: a loss that is not finite at padding must not leak.
@@ -86,9 +93,16 @@ class SwitchTransformer(nn.Module):
             decoder_routing=decoded.routing,
         )
 
+    def embed(self, tokens_BL: Tensor, stack: StackName) -> Tensor:
+        """Embeddings [B, L, D] of the ids that enter a stack."""
+        own = self.encoder_embedding if stack == "encoder" else self.decoder_embedding
+        table = own if self.shared is None else self.shared
+        assert table is not None
+        return table(tokens_BL)
+
     def encode(self, tokens_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> StackOutput:
         """Encoder output [B, L, D] of token ids; id 0 is padding."""
-        return self.encoder(self.shared(tokens_BL), tokens_BL != PAD, mode=mode, noise=noise)
+        return self.encoder(self.embed(tokens_BL, "encoder"), tokens_BL != PAD, mode=mode, noise=noise)
 
     def memory(self, encoded_BLD: Tensor, tokens_BL: Tensor) -> Memory:
         """What the decoder attends to."""
@@ -101,6 +115,7 @@ class SwitchTransformer(nn.Module):
         if self.lm_head is not None:
             raw_BTV = self.lm_head(decoded_BTD)
         else:
+            assert self.shared is not None
             raw_BTV = self.factory.tied_logits(decoded_BTD, self.shared.weight)  # type: ignore[arg-type]
         logits_BTV = raw_BTV.to(torch.promote_types(raw_BTV.dtype, torch.float32))
         columns = logits_BTV.shape[-1]
@@ -114,5 +129,5 @@ class SwitchTransformer(nn.Module):
 
     def next_logits(self, tokens_B: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
         """One cached decoding step: logits [B, vocabulary] after `tokens_B`, whole on every tensor rank."""
-        hidden_B1D = self.decoder.step(self.shared(tokens_B[:, None]), memory, caches, mode=mode)
+        hidden_B1D = self.decoder.step(self.embed(tokens_B[:, None], "decoder"), memory, caches, mode=mode)
         return self.factory.gather_logits(self.logits(hidden_B1D))[:, 0, : self.config.vocab_size]

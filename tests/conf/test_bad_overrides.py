@@ -105,6 +105,7 @@ BAD = [
     ("data.encoder_length=64 data.sentinels=2", "data.sentinels", "try data.sentinels=3"),
     ("data.noise_density=0.8", "data.mean_span_length", "data.noise_density=0.15"),
     ("data.noise_density=0", "data.noise_density", "(0, 0.9]"),
+    ("model=switch_base_8 model.share_embeddings=false", "model.share_embeddings", "try model.tie_embeddings=false"),
     ("data.mean_span_length=0.5", "data.mean_span_length", "at least 1"),
     ("model.vocab_size=8000", "model.vocab_size", "try model.vocab_size=8100"),
     ("data=c4 launch.nproc=32 moe.group_sequences=1", "data.stream_lanes", "try data.stream_lanes=32"),

@@ -41,6 +41,12 @@ def test_a_dense_model_has_no_routing_and_the_whole_model_active():
     assert fact(text, "active per token").startswith("223M")
 
 
+def test_how_many_embeddings_there_are_is_said():
+    assert fact(describe(compose(["model=t5_base"])), "embedding") == "shared by both stacks; output matrix tied to it"
+    apart = compose(["model=t5_v1_1_base", "model.share_embeddings=false"])
+    assert fact(describe(apart), "embedding") == "one per stack; output matrix of its own"
+
+
 def test_a_minimum_capacity_that_dominates_is_pointed_out():
     wasteful = ["model=switch_base_256", "moe.group_sequences=1"]
     assert re.search(

@@ -75,7 +75,9 @@ def test_a_model_small_enough_to_count_by_hand():
     everything = 128 * 4 + bias + attention + dense + experts + routers + norms
     assert num_params(model, moe) == everything
     assert num_active_params(model, moe) == everything - 2 * 4 * 2 * (4 * 6)
-    assert num_params(replace(model, tie_embeddings=False), moe) == everything + 128 * 4
+    untied = replace(model, tie_embeddings=False)
+    assert num_params(untied, moe) == everything + 128 * 4
+    assert num_params(replace(untied, share_embeddings=False), moe) == everything + 2 * 128 * 4
 
 
 def test_the_dense_twin_has_the_flops_of_the_switch_but_for_the_router():

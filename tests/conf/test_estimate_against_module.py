@@ -41,6 +41,7 @@ def test_every_preset_has_the_parameters_of_its_module(overrides):
         ["moe.sparse_every=1"],
         ["model.num_encoder_layers=5", "model.num_decoder_layers=3", "moe.sparse_every=3"],
         ["model.tie_embeddings=false", "model.ffn=gated_gelu", "model.relative_buckets=16"],
+        ["model.tie_embeddings=false", "model.share_embeddings=false", "model.vocab_size=8500"],
     ],
 )
 def test_odd_shapes_too_and_active_parameters_leave_out_all_experts_but_one(overrides):

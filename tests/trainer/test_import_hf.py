@@ -175,15 +175,67 @@ def test_tensors_that_are_not_those_of_the_configuration_are_listed(tmp_path: Pa
     assert "classifier.weight: shape [3, 8], config.json makes it [2, 8]" in str(caught.value)
 
 
-def test_embeddings_that_differ_are_refused_and_explained(tmp_path: Path) -> None:
-    theirs = folder_of(tmp_path / "theirs", {**SWITCH, "tie_word_embeddings": False})
+SHARED, ENCODER, DECODER = "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+
+
+def apart(path: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Tensor]]:
+    """A folder whose three embeddings all differ, as transformers 5 makes every untied Switch model."""
+    theirs = folder_of(path, config)
     tensors = load_file(theirs / "model.safetensors")
-    save_file({**tensors, "decoder.embed_tokens.weight": torch.zeros(50, 8)}, theirs / "model.safetensors")
-    with pytest.raises(CheckpointError, match="three independent embeddings"):
+    tensors |= {name: torch.randn(50, 8) for name in (ENCODER, DECODER)}
+    save_file(tensors, theirs / "model.safetensors")
+    return theirs, tensors
+
+
+@pytest.mark.parametrize("kind", ["switch_untied", "t5_gated_untied"])
+def test_an_embedding_for_each_stack_comes_back_bit_equal(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, before = apart(tmp_path / "theirs", KINDS[kind])
+    run = imported(theirs, tmp_path, "run")
+    said = capsys.readouterr().out
+    assert f"{SHARED} is left out" in said
+    assert "model.share_embeddings=false" in said.partition("train on from it")[2]
+    ours = masters(run)
+    assert SHARED not in ours
+    assert torch.equal(ours["encoder_embedding.weight"][:50], before[ENCODER])
+    assert torch.equal(ours["decoder_embedding.weight"][:50], before[DECODER])
+    assert ours["decoder_embedding.weight"].shape == (128, 8)
+    folder, notes = export_run(run, None, dtype=torch.float32, shard_bytes=10**9)
+    after = load_file(folder / "model.safetensors")
+    assert any(f"{SHARED} is a copy of the encoder's" in note for note in notes)
+    assert after.keys() == before.keys()
+    assert torch.equal(after[SHARED], before[ENCODER])
+    assert all(torch.equal(after[name], before[name]) for name in before if name != SHARED)
+    again = masters(imported(folder, tmp_path, "second"))
+    assert again.keys() == ours.keys()
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_equal_copies_are_kept_once_unless_the_run_wants_both(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "theirs", KINDS["switch_untied"])
+    assert open_import(theirs).cfg.model.share_embeddings
+    both = dict(open_import(theirs, overrides=["model.share_embeddings=false"]).tensors())
+    assert SHARED not in both
+    assert torch.equal(both["encoder_embedding.weight"], both["decoder_embedding.weight"])
+
+
+def test_embeddings_that_have_no_counterpart_are_refused_and_explained(tmp_path: Path) -> None:
+    theirs, tensors = apart(tmp_path / "theirs", KINDS["switch_untied"])
+    with pytest.raises(CheckpointError, match=f"unexpected: {DECODER}"):
+        open_import(theirs, overrides=["model.share_embeddings=true"])
+    save_file({name: value for name, value in tensors.items() if name != ENCODER}, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{DECODER} differs from {SHARED} and {ENCODER} is missing"):
         open_import(theirs)
     del tensors["lm_head.weight"]
     save_file(tensors, theirs / "model.safetensors")
     with pytest.raises(CheckpointError, match="the output matrix is lost"):
+        open_import(theirs)
+    (theirs / "config.json").write_text(json.dumps(SWITCH))
+    with pytest.raises(CheckpointError, match="to which the output matrix is tied"):
+        open_import(theirs)
+    theirs, _ = apart(tmp_path / "t5", {**KINDS["t5_gated_untied"], "transformers_version": "4.57.6"})
+    with pytest.raises(CheckpointError, match=r"4\.x would throw it away"):
         open_import(theirs)
 
 

@@ -29,6 +29,7 @@ MODEL = ModelConfig(
     num_decoder_layers=2,
     ffn="relu",
     tie_embeddings=True,
+    share_embeddings=True,
     logit_scale=None,
     relative_buckets=8,
     relative_max_distance=16,

@@ -72,6 +72,25 @@ def test_tied_logits_are_scaled_and_untied_are_not() -> None:
     assert sum(1 for _ in tagged_parameters(untied)) == sum(1 for _ in tagged_parameters(tied)) + 1
 
 
+def test_an_embedding_for_each_stack() -> None:
+    """Equal ones compute what the shared one does, and share out its gradient; as drawn they differ."""
+    one, two = make_model(tie_embeddings=False), make_model(tie_embeddings=False, share_embeddings=False)
+    tables = [two.encoder_embedding, two.decoder_embedding]
+    assert one.shared is not None
+    assert two.shared is None
+    assert not torch.equal(*(table.weight for table in tables))
+    for table in tables:
+        table.weight.data.copy_(one.shared.weight)
+    batch = make_batch()
+    assert torch.equal(run(one, batch).token_loss_BT, run(two, batch).token_loss_BT)
+    shared, apart = gradients(one, batch), gradients(two, batch)
+    halves = [apart.pop(f"{stack}_embedding.weight") for stack in ("encoder", "decoder")]
+    assert all(half.abs().sum() > 0 for half in halves)
+    assert torch.allclose(sum(halves), shared.pop("shared.weight"), rtol=0, atol=1e-12)
+    assert apart.keys() == shared.keys()
+    assert all(torch.equal(apart[name], shared[name]) for name in apart)
+
+
 @pytest.mark.parametrize("sparse", ["dense", "switch"])
 def test_recompute_changes_nothing(sparse: str) -> None:
     batch = make_batch()
@@ -122,12 +141,13 @@ def test_precision(dtype: str, loss: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_cached_steps_equal_the_whole_sequence() -> None:
-    module, batch = make_model(), make_batch()
+@pytest.mark.parametrize("embeddings", [{}, {"tie_embeddings": False, "share_embeddings": False}], ids=["one", "two"])
+def test_cached_steps_equal_the_whole_sequence(embeddings: dict[str, bool]) -> None:
+    module, batch = make_model(**embeddings), make_batch()
     encoded = module.encode(batch.encoder_BL, mode="no_drop", noise=None)
     memory = module.memory(encoded.hidden_BLD, batch.encoder_BL)
     real_BT = torch.ones_like(batch.inputs_BT, dtype=torch.bool)
-    whole = module.decoder(module.shared(batch.inputs_BT), real_BT, memory, mode="no_drop", noise=None)
+    whole = module.decoder(module.embed(batch.inputs_BT, "decoder"), real_BT, memory, mode="no_drop", noise=None)
     whole_BTV = module.logits(whole.hidden_BLD)[..., :100]
     caches = module.decoder.new_caches(memory, 7)
     for t in range(7):
