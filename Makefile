@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+JOBS   ?= 2
 
 # A machine may have 3.11 only under another name.
 ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
@@ -25,7 +26,7 @@ train: $(STAMP)
 	$(BIN)/pointsman train $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m 'not slow and not gpu' $(ARGS)
+	$(BIN)/python -m pytest tests -m 'not slow and not gpu' -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'slow' $(ARGS)
