@@ -173,7 +173,7 @@ def resolve(cfg: RunConfig) -> RunConfig:
     train = replace(
         cfg.train,
         eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, steps // 10),
-        save_every=cfg.train.save_every if cfg.train.save_every is not None else max(1, steps // 4),
+        save_every=cfg.train.save_every if cfg.train.save_every is not None else math.ceil(steps / 4),
     )
     warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
     schedule = replace(cfg.schedule, warmup_steps=warmup)

@@ -39,6 +39,11 @@ def test_a_run_that_ends_by_tokens_warms_up_and_evaluates_by_its_length():
     assert (cfg.schedule.warmup_steps, cfg.train.eval_every, cfg.train.save_every) == (40, 40, 100)
 
 
+def test_the_fourth_quarter_of_a_run_ends_with_the_run():
+    """Not two checkpoints in its last steps."""
+    assert [compose([f"train.steps={steps}"]).train.save_every for steps in (1, 5, 750, 752)] == [1, 2, 188, 188]
+
+
 @pytest.mark.parametrize(("group", "name"), EVERY_PRESET, ids=["=".join(pair) for pair in EVERY_PRESET])
 def test_every_preset_composes(group, name):
     cfg = composed(f"{group}={name}", *COMPANY.get((group, name), []))

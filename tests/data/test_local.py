@@ -57,7 +57,7 @@ def test_a_long_text_file_becomes_several_documents(tmp_path: Path) -> None:
         ("f.parquet", b"junk", r"f\.parquet: cannot be read as parquet"),
         (
             "g.jsonl.gz",
-            gzip.compress(b'{"text":"x"}\n' * 9_999)[:60],
+            gzip.compress(b'{"text":"x"}\n' * 9_999, mtime=0)[:60],
             r"g\.jsonl\.gz: cannot be read .* restore the file",
         ),
         ("h.csv", b"text\n", r"h\.csv: do not know how to read"),
