@@ -1,7 +1,7 @@
 """The named semantics as one table of settings: what the reference codes do differently, one row each.
 
 The rows say what each reference does, its defects included; `conf.routing` joins a row with the run's settings, which
-may mend them. `docs/routing.md` shows the table with the defects marked, and PARITY.md is its source.
+may mend them. `docs/routing.md` shows the table with the defects marked; its sources are the reference codes, as run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Semantics:
 
 SEMANTICS: dict[SemanticsName, Semantics] = {
     # Mesh-TensorFlow. Its mask multiplies P after the mean over tokens: padding counts in f and P, and the group's term
-    # is scaled by its share of real tokens (PARITY b1.5).
+    # is scaled by its share of real tokens.
     "mesh_tf": Semantics(
         routers=("switch", "top_2", "switch_max", "expert_choice", "ntlb"),
         group_tokens=1024,
@@ -87,7 +87,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         aux_scale="real_share",
         top_2_aux="masked",
         z_tokens="real",
-        z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight (PARITY b1.10)
+        z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight
         over_layers="sum",
         aux_counts="chosen",
         all_sparse="counted",
@@ -165,7 +165,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         over_layers="joined",
         aux_counts="chosen",
         all_sparse="silent",
-        jitter_reaches="experts",  # the product is taken in place, on the experts' own input (PARITY b3.3)
+        jitter_reaches="experts",  # the product is taken in place, on the experts' own input
         layout="second_of_every",
         router_std=1.0,
         truncation="none",
@@ -213,5 +213,5 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         expert_grad_scale="one",
     ),
 }
-# Transformers 4.57.6 takes f after capacity and counts each dropped token for expert 0 (PARITY correction 16).
+# Transformers 4.57.6 takes f after capacity and counts each dropped token for expert 0.
 SEMANTICS["hf_4"] = replace(SEMANTICS["hf"], aux_counts="kept")

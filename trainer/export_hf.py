@@ -109,7 +109,7 @@ def _write(
 
     kind = "t5" if cfg.model.moe == "dense" else "switch_transformers"
     ours = logical_shapes(cfg)
-    # An untied Switch model of the library has three embeddings, all of which must be there (PARITY correction 18);
+    # An untied Switch model of the library has three embeddings, all of which must be there;
     # it ties only scaled output matrices, so that an unscaled one is written as a copy as well.
     plain_tie = cfg.model.tie_embeddings and not scales_logits(cfg.model)
     copies: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from model.hf.convert import Tying
 from model.hf.files import TensorFolder
 from model.hf.names import COPIES, EMBEDDING, UNUSED, Kind
 
-# Measured (PARITY b3.9 and its corrections 15 to 20).
+# Measured by running those versions.
 WRONG_SWITCH = (
     "transformers versions that compute Switch wrongly, so that their outputs are no yardstick:",
     "  5.0.0 to 5.17.0: the capacity never binds, the z-loss is fed probabilities, output_router_logits with labels",

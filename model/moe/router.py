@@ -38,7 +38,8 @@ class RouterNoise(NamedTuple):
     second_GS: Tensor | None = None  # what second choices are drawn with under second_policy "random"
 
     def factor(self, dtype: torch.dtype) -> Tensor:
-        """U(1 - j, 1 + j) in `dtype`, evaluated in at least fp32: bf16 has five values near 1."""
+        """U(1 - j, 1 + j) in `dtype`, which is at least fp32 unless the router itself computes in less: bf16 has five
+        values near 1."""
         assert self.uniform_GSW is not None
         return 1.0 + self.width * (2.0 * self.uniform_GSW.to(dtype) - 1.0)
 
