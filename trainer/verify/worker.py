@@ -73,13 +73,14 @@ def _run(rank: int, message: Mapping[str, Any], damage: Damage | None) -> dict[s
     from parallel import collectives
     from parallel.engine_groups import release_groups
     from parallel.groups import destroy_groups, init_groups, join_world
-    from trainer.device import local_device
+    from trainer.device import local_device, make_repeatable
     from trainer.verify.run_layout import Task, run_layout
 
     task = Task.from_json(message["task"])
     world = task.cfg.launch.nproc
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
     device = local_device(task.cfg)
+    make_repeatable(device)  # as in training: a replay must be the same run
     join_world(task.cfg.parallel, rank=rank, world=world, store=message["store"])
     try:
         groups = init_groups(task.cfg.parallel)
