@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,20 +135,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-class _TensorFile:
+class _TensorFile(ABC):
     """One file of tensors."""
 
+    @abstractmethod
     def names(self) -> frozenset[str]:
-        raise NotImplementedError
+        """Every tensor of the file."""
 
+    @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        raise NotImplementedError
+        """Without reading the values."""
 
+    @abstractmethod
     def dtype(self, name: str) -> torch.dtype | str:
-        raise NotImplementedError
+        """A name where torch has no such type."""
 
+    @abstractmethod
     def read(self, name: str) -> Tensor:
-        raise NotImplementedError
+        """The tensor as stored."""
 
 
 class _SafeFile(_TensorFile):

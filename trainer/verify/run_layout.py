@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def run_layout(task: Task, groups: ParallelGroups, device: torch.device, damage:
     return runner.ledger.findings
 
 
-class _Runner:
+class _Runner(ABC):
     """What both kinds of run share: the reference of the present step and the ledger."""
 
     def __init__(
@@ -104,9 +105,9 @@ class _Runner:
         self.positions = {name: i for i, name in enumerate(self.parameters)}
         self.layers = {name: i for i, name in enumerate(layer_names(task.cfg))}
 
+    @abstractmethod
     def step(self, step: int) -> None:
         """Run step `step` and compare it."""
-        raise NotImplementedError
 
     def open(self, step: int) -> ReferenceStep:
         """Read the reference of a step; replayed logits come from it."""
