@@ -13,7 +13,6 @@ from pathlib import Path
 from conf.compose import compose
 from parallel.groups import destroy_groups, init_groups
 from parallel.layout import shard_of, tagged_parameters
-from tests.trainer.batches import step_batch
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device, make_repeatable
@@ -21,6 +20,7 @@ from trainer.main import world_from_environment
 from trainer.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
+from trainer.verify.batches import step_batch
 
 LR = 1e-2
 

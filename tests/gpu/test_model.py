@@ -14,8 +14,8 @@ from parallel.rng import NoiseKey
 from parallel.types import single_process
 from tests.gpu.devices import EVERY_DEVICE, GPU
 from tests.gpu.test_layer import CONFIGS
-from tests.trainer.batches import global_rows
 from tests.trainer.test_layouts import TINY
+from trainer.verify.batches import global_rows
 
 # heads wide enough for every fused attention kernel; long enough for a few of its blocks
 WIDER = (*TINY, "model.d_kv=16", "data.encoder_length=96", "train.global_batch=4", "moe.capacity_factor=2.0")

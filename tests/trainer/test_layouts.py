@@ -16,10 +16,10 @@ from parallel.layout import spec_of
 from parallel.rng import NoiseKey
 from parallel.types import single_process
 from tests.harness import run_ranks
-from tests.trainer.batches import global_rows, step_batch
 from trainer.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
+from trainer.verify.batches import global_rows, step_batch
 
 STEPS = 4
 LR = 1e-2

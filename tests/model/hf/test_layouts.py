@@ -34,7 +34,7 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(semantics: str, layout
 
 
 def test_layers_that_collapse_to_different_experts_cancel() -> None:
-    """PARITY b3.5: two layers, each collapsed to its own expert of two, give 1 where one layer gives 2."""
+    """Two layers, each collapsed to its own expert of two, give 1 where one layer gives 2."""
     first = torch.tensor([[1.0, 0.0]])
     layers = [LayerBalance(f_GE=share, p_GE=share) for share in (first, 1 - first)]
     assert joined_loss(layers[:1]).item() == 2.0

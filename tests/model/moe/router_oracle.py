@@ -1,4 +1,4 @@
-"""Every router in Python loops, one group at a time, to be read against PARITY.md b1, b2 and b4.
+"""Every router in Python loops, one group at a time, to be read against the references named in docs/routing.md.
 
 Each takes the group's logits, real tokens and capacity, and returns who sits where: slot[(token, expert)] = (place,
 gate). Equal values go to the first expert and to the first token. Padding follows the mended rules unless said.

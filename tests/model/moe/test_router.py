@@ -137,7 +137,7 @@ def test_decisions_are_fp32_under_bf16_activations():
     assert torch.equal(low.logits_GSE, high.logits_GSE)
     for value in (low.logits_GSE, low.gates_GSK, low.aux_loss, low.z_sum, low.stats.aux, low.stats.entropy):
         assert value.dtype == torch.float32
-    rounded = route(x_bf16, real, weight_fp32, settings=MESH, capacity=6)  # PARITY correction 3
+    rounded = route(x_bf16, real, weight_fp32, settings=MESH, capacity=6)  # a reference in bf16 rounds its kernel
     same = route(x_bf16, real, weight_fp32.bfloat16().float(), settings=mended, capacity=6)
     assert torch.equal(rounded.logits_GSE, same.logits_GSE)
     assert not torch.equal(rounded.logits_GSE, low.logits_GSE)
