@@ -1,4 +1,4 @@
-"""Naive routing and expert layer in Python loops over groups and tokens, to be read against the rules of docs/routing.md."""
+"""Naive routing and expert layer in Python loops over groups and tokens, to be read against docs/routing.md."""
 
 from __future__ import annotations
 
