@@ -33,7 +33,7 @@ class RouterSettings:
     decision: Math  # dtype the probabilities are rounded to before the choice
     combine: Math  # dtype of the gate when it multiplies the expert's output
     softmax: Literal["minus_logsumexp", "over_sum", "fused"]
-    jitter: Literal["times_input", "plus_logits"]
+    jitter: Literal["none", "times_input", "plus_logits"]
     first_slot: int
     gates: Literal["full", "renormalised"]
     order: Literal["token", "gate"]  # who queues first for slots: earlier tokens, or higher first gates
@@ -99,7 +99,7 @@ def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
         decision=row.decision,
         combine="fp32" if not narrow and mended and row.loss == "activation" else row.combine,
         softmax=row.softmax,
-        jitter=row.jitter,
+        jitter="none" if router in row.unjittered else row.jitter,
         first_slot=row.first_slot,
         gates="full" if per_token_choice or router != "top_2" else "renormalised",
         order="gate" if router == "switch_max" else "token",

@@ -36,6 +36,7 @@ class Semantics:
     # exp(l - lse), exp(l - max) / sum, or torch's own, which rounds once: they differ in their last bits
     softmax: Literal["minus_logsumexp", "over_sum", "fused"]
     jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
+    unjittered: tuple[RouterName, ...]  # routers that read their input as it is, in training too
     first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
     top_k_gates: Literal["renormalised", "full"]  # renormalised: over the two choices, before dropping
     zero_gate: Literal["dropped", "kept"]  # dropped: a choice with gate 0 loses its slot, which stays empty
@@ -80,6 +81,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         loss="activation",
         softmax="minus_logsumexp",
         jitter="times_input",
+        unjittered=("top_2",),
         first_slot=0,
         top_k_gates="renormalised",
         zero_gate="dropped",
@@ -117,6 +119,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         loss="fp32",
         softmax="over_sum",
         jitter="times_input",
+        unjittered=(),
         first_slot=0,
         top_k_gates="full",
         zero_gate="kept",
@@ -154,6 +157,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         loss="fp32",
         softmax="fused",
         jitter="times_input",
+        unjittered=(),
         first_slot=0,
         top_k_gates="full",
         zero_gate="kept",
@@ -191,6 +195,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         loss="fp32",
         softmax="fused",
         jitter="plus_logits",
+        unjittered=(),
         first_slot=1,
         top_k_gates="full",
         zero_gate="kept",

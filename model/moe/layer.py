@@ -139,11 +139,12 @@ class MoeLayer(nn.Module):
     def _noise(self, x_GSD: Tensor, sequences: int, noise: NoiseKey | None) -> RouterNoise | None:
         """What the router draws, per sequence and position, so that it does not depend on the grouping."""
         random_second = self.settings.router == "top_2" and self.settings.second_policy == "random"
-        if noise is None or not (self.moe.jitter > 0 or random_second):
+        jittered = self.settings.jitter != "none" and self.moe.jitter > 0
+        if noise is None or not (jittered or random_second):
             return None
         G, S, D = x_GSD.shape
         uniform_GSW = second_GS = None
-        if self.moe.jitter > 0:
+        if jittered:
             width = noise_width(self.settings, D, self.moe.num_experts)
             uniform_BLW = keyed_uniform(noise, f"{self.name}.router_jitter", ((0, S // sequences), (0, width)))
             uniform_GSW = uniform_BLW.view(G, S, width)

@@ -35,6 +35,17 @@ def test_evaluation_is_deterministic_and_a_group_does_not_see_the_others(semanti
     torch.testing.assert_close(y, torch.cat(pairs), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(("semantics", "router"), PAIRS)
+def test_jitter_moves_logits_in_training_unless_the_reference_reads_its_input_as_it_is(semantics, router):
+    """Mesh-TensorFlow's `_top_2_gating` has no jitter; its other gating functions and the other references have."""
+    x, real, _ = batch(Variant())
+    layer = build_layer(variant(semantics, router, jitter=0.3, capacity_factor=4.0))
+    with torch.no_grad():
+        y, _ = layer(x, real, mode="train", noise=NOISE)
+        still, _ = layer(x, real, mode="train", noise=None)
+    assert torch.equal(y, still) is ((semantics, router) == ("mesh_tf", "top_2"))
+
+
 def test_sequences_of_one_group_share_its_capacity():
     """Where evaluation does depend on the batch: with one sequence to a group it cannot."""
     x, real, _ = batch(Variant())
