@@ -148,7 +148,7 @@ def _tokens_choose(
         num_experts=E,
         capacity=capacity,
         first_slot=settings.first_slot,
-        order_GS=_falling(gate_GSQ[..., 0], counts_GS) if settings.order == "gate" else None,
+        order_GS=_falling(_ranks(logits_GSE, p_GSE).amax(-1), counts_GS) if settings.order == "gate" else None,
         rounds="until_kept" if settings.router == "ntlb" else "every_choice",
         empty_GSK=gate_GSQ.detach().to(activation) == 0 if settings.zero_gate == "dropped" else None,
     )
@@ -204,6 +204,18 @@ def _keep_second(takes_GSQ: Tensor, gate_GSQ: Tensor, settings: RouterSettings, 
 
 
 @torch.no_grad()
+def _ranks(logits_GSE: Tensor, p_GSE: Tensor) -> Tensor:
+    """What tokens are compared by: p, where fp32 by way of fp64.
+
+    A sum over experts in fp32 depends on their order, so tokens with the same logits for other experts, whose gates are
+    equal, would differ in the last bit, and the later one could come first.
+    """
+    if p_GSE.dtype != torch.float32 or logits_GSE.dtype != torch.float32:
+        return p_GSE
+    return torch.where(p_GSE == 0, p_GSE, logits_GSE.double().softmax(-1).float())
+
+
+@torch.no_grad()
 def _falling(gate_GS: Tensor, counts_GS: Tensor) -> Tensor:
     """Tokens in order of falling gate, equal gates in token order, tokens that do not count last."""
     return torch.sort(torch.where(counts_GS, gate_GS, 0.0), dim=1, descending=True, stable=True).indices
@@ -214,12 +226,12 @@ def _experts_choose(
 ) -> Routing:
     """Each expert asks for the tokens of highest score: a softmax over the group's tokens, or over the experts."""
     E = p_GSE.shape[-1]
-    score_GSE = p_GSE
+    score_GSE, rank_GSE = p_GSE, _ranks(logits_GSE, p_GSE)
     if settings.expert_softmax == "over_tokens":
-        score_GSE = _far_padding(logits_GSE, tokens, settings).softmax(1)
+        score_GSE = rank_GSE = _far_padding(logits_GSE, tokens, settings).softmax(1)
     takes_GS = tokens.some_GS if settings.padding == "skipped" else torch.ones_like(tokens.some_GS)
     takes_GSE = takes_GS.unsqueeze(-1).expand_as(score_GSE)
-    slots = experts_choose(score_GSE.detach(), takes_GSE, capacity=capacity, limit_G=limit_G)
+    slots = experts_choose(rank_GSE.detach(), takes_GSE, capacity=capacity, limit_G=limit_G)
     gates_GSK = torch.where(slots.kept_GSK, score_GSE, 0.0)
     if settings.expert_softmax == "over_tokens":
         gates_GSK = gates_GSK / slots.kept_GSK.sum(-1, keepdim=True).clamp(min=1)

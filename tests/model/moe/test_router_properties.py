@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -158,3 +159,14 @@ def test_reproduced_expert_choice_takes_padding_when_real_tokens_run_out():
     assert taken.tokens_GEC[0, 0].tolist() == [0, 1, 2]
     assert float(taken.gates_GSK[0, 1:].abs().max()) == 0.0
     assert int(taken.stats.kept_E.sum()) == 2
+
+
+@pytest.mark.parametrize("name", ["mesh_tf switch_max", "flaxformer switch_max k2", "flaxformer expert_choice"])
+def test_equal_gates_of_different_tokens_queue_in_token_order(name):
+    """Tokens whose logits for other experts are the same have the same gate; an fp32 sum in their order splits it."""
+    rows = sorted({(2.0, *others) for others in permutations((1.9, 1.7, 0.8, 1.2))})
+    p = torch.tensor(rows).sub(2.0).exp()
+    assert len((p[:, 0] / p.sum(-1)).unique()) > 1, "these rows are meant to have gates that a plain sum splits"
+    n = len(rows)
+    out = run(name, torch.tensor(rows).unsqueeze(0), torch.ones(1, n, dtype=torch.bool), torch.eye(5), capacity=n)
+    assert out.tokens_GEC[0, 0].tolist() == list(range(n))
