@@ -89,12 +89,12 @@ def stack_depth(model: ModelConfig, stack: Stack) -> int:
 
 
 def is_sparse_layer(model: ModelConfig, moe: MoeConfig, stack: Stack, layer: int) -> bool:
-    """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2)."""
+    """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2; none for every 0)."""
     every = moe.sparse_every
     if stack == "decoder" and moe.decoder_sparse_every is not None:
         every = moe.decoder_sparse_every
     place = every - 1 if SEMANTICS[moe.semantics].layout == "last_of_every" else min(1, every - 1)
-    return model.moe == "switch" and layer % every == place
+    return model.moe == "switch" and every > 0 and layer % every == place
 
 
 def sparse_layers(model: ModelConfig, moe: MoeConfig, stack: Stack) -> tuple[int, ...]:
@@ -156,7 +156,9 @@ def resolve(cfg: RunConfig) -> RunConfig:
     moe = replace(
         cfg.moe,
         group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg),
-        decoder_sparse_every=cfg.moe.decoder_sparse_every or cfg.moe.sparse_every,
+        decoder_sparse_every=(
+            cfg.moe.sparse_every if cfg.moe.decoder_sparse_every is None else cfg.moe.decoder_sparse_every
+        ),
     )
     model = replace(cfg.model, logit_scale="width" if scales_logits(cfg.model) else "one")
     data = replace(

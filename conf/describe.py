@@ -98,7 +98,10 @@ def _routing_facts(cfg: RunConfig) -> Facts:
         text = (
             f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
         )
-        facts += [(f"{name} experts", f"layers {sparse} (from 0) of {layers}"), (f"{name} routing", text)]
+        facts += [
+            (f"{name} experts", f"layers {sparse} (from 0) of {layers}" if sparse else "none"),
+            (f"{name} routing", text),
+        ]
     return facts
 
 

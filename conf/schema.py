@@ -67,7 +67,7 @@ class MoeConfig:
     defects: DefectsName  # reproduced: the reference to the letter; mended: without the defects docs/routing.md lists
     router_precision: RouterPrecision  # activation: product, jitter, softmax, arg max and gate as train.precision says
     num_experts: int
-    sparse_every: int  # every how many layers one holds experts; which of them: by the rule of the semantics
+    sparse_every: int  # every how many layers one holds experts (0: none); which: by the rule of the semantics
     decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every
     capacity_factor: float  # training
     eval_capacity_factor: float

@@ -89,8 +89,8 @@ def check_model(model: ModelConfig) -> Problems:
     for name in sizes.split():
         yield from at_least(f"model.{name}", getattr(model, name), 1)
     buckets = model.relative_buckets
-    if buckets < 4 or buckets % 2:
-        yield ConfigError("model.relative_buckets", got=buckets, needs="an even number of at least 4", hint="32")
+    if buckets < 4:
+        yield ConfigError("model.relative_buckets", got=buckets, needs="at least 4", hint="model.relative_buckets=32")
     elif 1 <= model.relative_max_distance <= buckets // 2:
         # half of the buckets (of a direction) are exact; the rest grow logarithmically up to the largest distance
         yield ConfigError(
@@ -114,11 +114,11 @@ def check_model(model: ModelConfig) -> Problems:
 
 def check_moe(moe: MoeConfig) -> Problems:
     """Sizes, rates and weights of the experts."""
-    for name in ("num_experts", "sparse_every", "min_expert_capacity"):
-        yield from at_least(f"moe.{name}", getattr(moe, name), 1)
-    for name in ("group_sequences", "decoder_sparse_every"):
+    for name, least in (("num_experts", 1), ("sparse_every", 0), ("min_expert_capacity", 1)):
+        yield from at_least(f"moe.{name}", getattr(moe, name), least)
+    for name, least in (("group_sequences", 1), ("decoder_sparse_every", 0)):
         if getattr(moe, name) is not None:
-            yield from at_least(f"moe.{name}", getattr(moe, name), 1)
+            yield from at_least(f"moe.{name}", getattr(moe, name), least)
     for name, usual in (("capacity_factor", 1.25), ("eval_capacity_factor", 2.0)):
         yield from positive(f"moe.{name}", getattr(moe, name), usual)
     for name in ("jitter", "expert_dropout"):
@@ -129,17 +129,20 @@ def check_moe(moe: MoeConfig) -> Problems:
 
 
 def check_sparse(cfg: RunConfig) -> Problems:
-    """A switch model has expert layers in both stacks."""
+    """A switch model has expert layers, and a stack lacks them only where 0 asks for that."""
+    of_decoder = cfg.moe.sparse_every if cfg.moe.decoder_sparse_every is None else cfg.moe.decoder_sparse_every
+    every: dict[Stack, int] = {"encoder": cfg.moe.sparse_every, "decoder": of_decoder}
     empty: list[Stack] = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
-    if cfg.model.moe == "dense" or not empty:
+    wrong: list[Stack] = [stack for stack in empty if every[stack] or not any(every.values())]
+    if cfg.model.moe == "dense" or not wrong:
         return
-    stack = min(empty, key=lambda name: stack_depth(cfg.model, name))
+    stack = min(wrong, key=lambda name: stack_depth(cfg.model, name))
     own = stack == "decoder" and cfg.moe.decoder_sparse_every is not None
     field, layers = "moe.decoder_sparse_every" if own else "moe.sparse_every", stack_depth(cfg.model, stack)
     yield ConfigError(
         field,
-        got=cfg.moe.decoder_sparse_every if own else cfg.moe.sparse_every,
-        needs=f"at most {layers}, the layers of the {stack}: none of them would hold experts",
+        got=every[stack],
+        needs=f"1 to {layers}, the layers of the {stack}: none of them would hold experts",
         hint=f"{field}={layers}, or model.moe=dense",
     )
 

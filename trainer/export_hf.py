@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import ConfigError
+from conf.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from conf.schema import RunConfig
     from trainer.run_dir import RunDir
@@ -49,6 +50,7 @@ def export_run(
     renamed, so that a folder is whole or absent.
     """
     from conf import compose
+    from model.hf.names import EMBEDDING
     from model.hf.notes import export_notes
     from parallel.types import single_process
     from trainer.checkpoint.reader import CheckpointReader
@@ -64,7 +66,8 @@ def export_run(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity)
+        kept = _read_unread(run, cfg)
+        kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity, kept)
         _write_tokenizer(cfg, run, partial)
         if target.exists():
             target.rmdir()
@@ -72,7 +75,7 @@ def export_run(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return target, export_notes(cfg, kind, expert_capacity=expert_capacity)
+    return target, export_notes(cfg, kind, expert_capacity=expert_capacity, kept=EMBEDDING in kept)
 
 
 def _check_expressible(cfg: RunConfig, expert_capacity: int | None) -> None:
@@ -95,8 +98,33 @@ def _check_expressible(cfg: RunConfig, expert_capacity: int | None) -> None:
         )
 
 
+def _read_unread(run: RunDir, cfg: RunConfig) -> dict[str, Tensor]:
+    """What import kept beside the run: tensors that the library stores and reads nowhere.
+
+    Raises CheckpointError for a file that is not whole or not of this model.
+    """
+    from model.hf.files import read_safetensors
+    from model.hf.names import EMBEDDING
+    from trainer.import_hf import UNREAD_FILE
+
+    path = run.root / UNREAD_FILE
+    kept = read_safetensors(path) if path.exists() else {}
+    if cfg.model.share_embeddings:
+        kept.pop(EMBEDDING, None)
+    needed = (cfg.model.vocab_size, cfg.model.d_model)
+    if EMBEDDING in kept and tuple(kept[EMBEDDING].shape) != needed:
+        raise CheckpointError(f"{path}: {EMBEDDING} is {list(kept[EMBEDDING].shape)}, not {list(needed)}; remove it")
+    return kept
+
+
 def _write(
-    cfg: RunConfig, reader: Any, folder: Path, dtype: torch.dtype, shard_bytes: int, capacity: int | None
+    cfg: RunConfig,
+    reader: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    capacity: int | None,
+    kept: dict[str, Tensor],
 ) -> Any:
     """Tensors and configuration; the kind of model written."""
     from conf.derive import scales_logits
@@ -118,8 +146,13 @@ def _write(
     elif kind == "switch_transformers" and not scales_logits(cfg.model):
         copies = (*COPIES, HEAD) if plain_tie else COPIES
     shapes = their_shapes(cfg.model, cfg.moe, kind, ours, copies=copies)
+    shapes |= {name: tuple(value.shape) for name, value in kept.items()}
     read = ToTheirs(lambda name: reader.read(MASTER, name), pairs(cfg.model, cfg.moe, kind), cfg.model.vocab_size)
-    write_tensors(folder, shapes, read, dtype=dtype, shard_bytes=shard_bytes)
+
+    def value_of(name: str) -> Tensor:
+        return kept[name] if name in kept else read(name)
+
+    write_tensors(folder, shapes, value_of, dtype=dtype, shard_bytes=shard_bytes)
     document = to_document(cfg, kind=kind, dtype=dtype, copies_head=HEAD in copies)
     if capacity is not None:
         document["expert_capacity"] = capacity

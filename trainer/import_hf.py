@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.errors import ConfigError
+from conf.errors import CheckpointError, ConfigError, ConfigErrors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from model.hf.names import Shape
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "spm.model")  # the first that is there
+UNREAD_FILE = "huggingface_unread.safetensors"  # in the run folder: what the library stores and never reads
 SENTINELS = 100  # extra ids of every released T5 and Switch tokenizer
 SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
 
@@ -70,16 +71,21 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
     `overrides` are settings of the run that is to come. Raises ConfigError or CheckpointError naming what is wrong.
     """
     from conf.compose import compose
-    from model.hf.config import read_config
+    from model.hf.config import check_counts, in_their_words, read_config
     from model.hf.convert import check_tensors, find_tying
     from model.hf.files import TensorFolder
     from model.hf.names import pairs
 
     hf = read_config(path)
     folder = TensorFolder(path)
+    check_counts(hf, len(folder.names))
     tying = find_tying(hf, folder)
     settings = (*_model_settings(hf, tying), *_data_settings(hf.model["vocab_size"]))
-    cfg = compose([*settings, "launch.nproc=1", "parallel.tp=1", "parallel.ep=1", *overrides])
+    try:
+        cfg = compose([*settings, "launch.nproc=1", "parallel.tp=1", "parallel.ep=1", *overrides])
+    except (ConfigError, ConfigErrors) as error:
+        own = {override.partition("=")[0].lstrip("+~") for override in overrides}
+        raise in_their_words(hf.path, error, own) from error
     shapes = logical_shapes(cfg)
     check_tensors(folder, pairs(cfg.model, cfg.moe, hf.kind), shapes, cfg.model.vocab_size, tying)
     return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, settings=settings, shapes=shapes)
@@ -150,8 +156,25 @@ def read_tokenizer(path: Path, cfg: RunConfig) -> Tokenizer:
 def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
     """Write a run folder: configuration, tokenizer, a checkpoint of step 0 with weights alone. Its checkpoint's folder.
 
-    Raises CheckpointError if it cannot be written; nothing of it then remains.
+    Written beside and renamed, so that a run is whole or absent whenever the import is killed. Raises CheckpointError
+    if it cannot be written; nothing of it then remains.
     """
+    partial = root.with_name(f".{root.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed import left
+        checkpoint = _write_whole(source, partial, tokenizer)
+        partial.rename(root)
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be written ({error}); try another --runs-dir") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root / checkpoint.relative_to(partial)
+
+
+def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
+    from safetensors.torch import save_file
+
+    from model.hf.convert import unread_tensors
     from parallel.engine import MASTER, StateTensor
     from parallel.layout import Shard
     from parallel.types import single_process
@@ -170,21 +193,21 @@ def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
         result = store.wait()
         assert result is not None
         assert result.path is not None, "a save that did not fail has a folder"
+        if unread := unread_tensors(source.folder, source.cfg):
+            kept = {name: source.folder.read(name).contiguous() for name in unread}
+            save_file(kept, root / UNREAD_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
             run.tokenizer.write_bytes(tokenizer.model)
         write_config(run, source.cfg)
         write_status(run, "done", step=0, reason=f"imported from {source.hf.path.parent}")
-    except BaseException:
+        return result.path
+    finally:
         store.close()
-        shutil.rmtree(root)
-        raise
-    store.close()
-    return result.path
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)  # settings may come after --name
     folder = arguments.folder.expanduser()
     name = arguments.name or folder.resolve().name
     root = arguments.runs_dir.expanduser() / name

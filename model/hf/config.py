@@ -6,6 +6,7 @@ name; what does not is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from conf.derive import STACKS, Stack, expert_capacity, scales_logits, sparse_layers, stack_depth
-from conf.errors import ConfigError
+from conf.errors import ConfigError, ConfigErrors
 from conf.schema import RunConfig
 from model.hf.files import read_json
 from model.hf.names import Kind
@@ -23,6 +24,7 @@ CLASSES: dict[Kind, str] = {
     "t5": "T5ForConditionalGeneration",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
+EOS = 1  # the id that ends a sequence, in every released model and here
 _OTHER_NAMES = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}  # of the released T5 files
 # (library's key, ours, type, library's default); no default: the key must be there
 _SIZES = (
@@ -44,6 +46,7 @@ _ROUTER = (
     ("router_aux_loss_coef", "aux_loss_weight", float, 0.001),
     ("router_z_loss_coef", "z_loss_weight", float, 0.001),
 )
+_STACK_PREFIX: dict[Stack, str] = {"encoder": "", "decoder": "decoder_"}
 # Values that the model's arithmetic is written for; another one would silently change what it computes.
 _FIXED: tuple[tuple[str, Any], ...] = (
     ("is_encoder_decoder", True),
@@ -66,6 +69,7 @@ class HfConfig:
     says_tied: bool
     scale_key: bool | None  # "scale_decoder_outputs", which only 5.x writes, for T5
     ignored: tuple[str, ...]  # keys and files that name code, which is never run
+    eos: Any  # the id that ends a sequence there
 
 
 def read_config(folder: Path) -> HfConfig:
@@ -80,13 +84,16 @@ def read_config(folder: Path) -> HfConfig:
     decoder = _value(path, document, "num_decoder_layers", int, sizes["num_encoder_layers"])
     _check_fixed(path, document, _FIXED + (_FIXED_ROUTER if kind == "switch_transformers" else ()))
     dropout = sizes["dropout"]
+    factor = float(_value(path, document, "initializer_factor", float, 1.0))
+    if factor < 0:
+        raise ConfigError(f"{path}: initializer_factor", got=factor, needs="a number above 0")
     model = {
         **sizes,
         "num_decoder_layers": decoder,
         "moe": "switch" if kind == "switch_transformers" else "dense",
         "ffn": _ffn(path, document, kind),
         "attention_dropout": dropout,  # one rate for all in the library
-        "init_scale": float(_value(path, document, "initializer_factor", float, 1.0)) ** 2,
+        "init_scale": factor**2,
     }
     moe: dict[str, Any] = {}
     if kind == "switch_transformers":
@@ -105,13 +112,17 @@ def read_config(folder: Path) -> HfConfig:
         moe=moe,
         says_tied=_value(path, document, "tie_word_embeddings", bool, True),
         scale_key=_value(path, document, "scale_decoder_outputs", bool, None) if kind == "t5" else None,
+        eos=document.get("eos_token_id", EOS),
         ignored=(*(["auto_map"] if "auto_map" in document else ()), *sorted(p.name for p in folder.glob("*.py"))),
     )
 
 
 def _kind(path: Path, document: dict[str, Any]) -> Kind:
     kind = document.get("model_type")
-    named = [_OTHER_NAMES.get(str(name), str(name)) for name in document.get("architectures") or ()]
+    listed = document.get("architectures") or []
+    if not isinstance(listed, list):
+        raise ConfigError(f"{path}: architectures", got=listed, needs="a list of class names")
+    named = [_OTHER_NAMES.get(str(name), str(name)) for name in listed]
     for known, class_name in CLASSES.items():
         if kind == known:
             if named and class_name not in named:
@@ -127,6 +138,8 @@ def _kind(path: Path, document: dict[str, Any]) -> Kind:
 def _value(path: Path, document: dict[str, Any], key: str, wanted: type, usual: Any) -> Any:
     value = document.get(key)
     if value is None:
+        if key == "tie_word_embeddings" and key in document:
+            raise ConfigError(f"{path}: {key}", got=None, needs="true or false: the library's versions read null apart")
         if usual is None and wanted is not bool:
             raise ConfigError(f"{path}: {key}", got="nothing", needs=f"a number: {key} of the model")
         return usual
@@ -160,14 +173,58 @@ def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> str:
 
 
 def sparse_step(path: Path, document: dict[str, Any], stack: Stack, layers: int) -> int:
-    """n of the rule that layer i is sparse iff i % n == 1 or n == 1; where it is written it wins, as in the library."""
+    """n of the rule that layer i is sparse iff i % n == 1 or n == 1; 0: none is, as for more sparse layers than layers.
+
+    Where the step is written it wins, as in the library.
+    """
     sparse = _value(path, document, f"num_sparse_{stack}_layers", int, 3)
     step = _value(path, document, f"{stack}_sparse_step", int, layers // sparse if sparse > 0 else layers)
-    if step < 1:
-        raise ConfigError(
-            f"{path}: {stack}_sparse_step", got=step, needs=f"at least 1: a stack of {layers} layers with experts in it"
-        )
-    return step
+    if step < 0:
+        raise ConfigError(f"{path}: {stack}_sparse_step", got=step, needs="at least 0, which is no layer with experts")
+    return 0 if layers == 1 and step > 1 else step
+
+
+def check_counts(hf: HfConfig, tensors: int) -> None:
+    """Refuse more layers or experts than the folder has tensors, before anything of that size is made."""
+    counts = {
+        f"num_{stack}layers": hf.model[f"num_{ours}_layers"]
+        for stack, ours in (("", "encoder"), ("decoder_", "decoder"))
+    }
+    for key, count in {**counts, "num_experts": hf.moe.get("num_experts", 0)}.items():
+        if count > max(tensors, 1_000):  # fewer: the tensors that are missing are named
+            raise ConfigError(f"{hf.path}: {key}", got=count, needs=f"less than the {tensors} tensors of the folder")
+
+
+def in_their_words(path: Path, error: ConfigError | ConfigErrors, own: Collection[str]) -> ConfigError | ConfigErrors:
+    """A refusal of our settings as one of config.json's keys; `own` are settings that the user gave, left as they are.
+
+    What to try instead goes: another value would make another model than the one of the file.
+    """
+    theirs = {f"model.{ours}": key for key, ours, _, _ in _SIZES} | {f"moe.{ours}": key for key, ours, _, _ in _ROUTER}
+    theirs |= {f"moe.{prefix}sparse_every": f"num_sparse_{stack}_layers" for stack, prefix in _STACK_PREFIX.items()}
+    theirs |= {"model.attention_dropout": "dropout_rate", "moe.expert_dropout": "dropout_rate"}
+    theirs |= {"model.init_scale": "initializer_factor"}
+    found: dict[str, ConfigError] = {}
+    for one in error.errors if isinstance(error, ConfigErrors) else (error,):
+        key = None if one.field in own else theirs.get(one.field)
+        if key is None:
+            found[one.field] = one
+        else:
+            needs = f"{one.needs} (it becomes {one.field})"
+            found.setdefault(key, ConfigError(f"{path}: {key}", got=one.got, needs=needs))
+    return next(iter(found.values())) if len(found) == 1 else ConfigErrors(list(found.values()))
+
+
+def followed_version(cfg: RunConfig) -> str:
+    """The version of the library that computes what an export means; import picks the semantics by it.
+
+    Only 5.x has T5 tied without scaling or with an embedding per stack, and either model scaled without tying.
+    """
+    model, scaled = cfg.model, scales_logits(cfg.model)
+    only_5 = scaled and not model.tie_embeddings
+    if model.moe == "dense":
+        only_5 = scaled != model.tie_embeddings or not model.share_embeddings
+    return "4.57.6" if cfg.moe.semantics == "hf_4" and not only_5 else "5.23.0"
 
 
 def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: bool) -> dict[str, Any]:
@@ -198,6 +255,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
         "eos_token_id": 1,
         "decoder_start_token_id": 0,
         "use_cache": True,
+        "transformers_version": followed_version(cfg),
         "dtype": str(dtype).removeprefix("torch."),
         # The library reads this key as "scale the decoder's output" as well; what is tied it sees from the tensors.
         "tie_word_embeddings": scaled if kind == "switch_transformers" or not tied else True,
@@ -236,9 +294,9 @@ def sparse_numbers(sparse: tuple[int, ...], layers: int, stack: str) -> tuple[in
 
     Prefers a step that follows from the number, since that is what the library computes where no step is written.
     """
-    steps = [s for s in range(1, layers + 2) if tuple(i for i in range(layers) if i % s == 1 or s == 1) == sparse]
+    steps = [s for s in range(layers + 2) if tuple(i for i in range(layers) if s and (i % s == 1 or s == 1)) == sparse]
     for step in steps:
-        for number in range(1, layers + 1):
+        for number in range(1, layers + 2):
             if layers // number == step:
                 return number, step
     if steps:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import CheckpointError
-from conf.schema import ModelConfig, MoeConfig
+from conf.schema import ModelConfig, MoeConfig, RunConfig
 from model.hf.config import HfConfig
 from model.hf.files import TensorFolder
 from model.hf.names import COPIES, EMBEDDING, HEAD, UNUSED, VOCABULARY, Kind, Pair, Shape, pairs
@@ -101,6 +101,12 @@ def check_tensors(
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise CheckpointError(f"{folder.folder}: the tensors are not those of its config.json:\n  {shown}{more}")
+
+
+def unread_tensors(folder: TensorFolder, cfg: RunConfig) -> list[str]:
+    """Tensors of a folder that the library stores and reads nowhere, in order: no part of the model."""
+    unread = {*UNUSED} if cfg.model.share_embeddings else {*UNUSED, EMBEDDING}
+    return sorted(folder.names & unread)
 
 
 def to_ours(

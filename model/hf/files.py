@@ -65,10 +65,11 @@ class TensorFolder:
         """A tensor on the CPU, as stored. Raises CheckpointError for a type that holds no plain weights, or NaN."""
         file = self._where[name]
         value = self._file(file).read(name)
-        if value.dtype not in FLOATS:
+        if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta:
+            form = "without values" if value.is_meta else str(value.layout).removeprefix("torch.")
             raise CheckpointError(
-                f"{self.folder / file}: {name} is {value.dtype}; needs float32, bfloat16 or float16 weights "
-                "(a quantised checkpoint must be saved unquantised first)"
+                f"{self.folder / file}: {name} is {value.dtype}, {form}; needs float32, bfloat16 or float16 weights, "
+                "written out (a quantised checkpoint must be saved unquantised first)"
             )
         if bad := int((~value.isfinite()).sum()):
             raise CheckpointError(
@@ -91,6 +92,8 @@ def _locate(folder: Path) -> tuple[str, dict[str, frozenset[str] | None]]:
         raise CheckpointError(f"{folder}: is not a folder; give one with {SAFE} and config.json in it")
     for whole, index, kind in ((SAFE, SAFE_INDEX, "safetensors"), (BIN, BIN_INDEX, "bin")):
         if (folder / whole).exists():
+            if not (folder / whole).is_file():
+                raise CheckpointError(f"{folder / whole}: is not a file")
             return kind, {whole: None}
         if (folder / index).exists():
             return kind, _read_index(folder, index)
@@ -124,6 +127,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"{_some(twice)} given twice")
         return dict(items)
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path}: cannot be read as JSON (not a file)")
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except FileNotFoundError:
@@ -181,6 +186,12 @@ class _SafeFile(_TensorFile):
             return self._file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._path}: {name}: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one file. Raises CheckpointError if it is not whole."""
+    file = _SafeFile(path)
+    return {name: file.read(name) for name in sorted(file.names())}
 
 
 class _BinFile(_TensorFile):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from conf.derive import STACKS, sparse_layers
+from conf.derive import STACKS, scales_logits, sparse_layers
 from conf.schema import RunConfig
 from conf.semantics import SEMANTICS
-from model.hf.config import HfConfig, sequence_capacity
-from model.hf.convert import Tying
+from model.hf.config import EOS, HfConfig, sequence_capacity
+from model.hf.convert import Tying, unread_tensors
 from model.hf.files import TensorFolder
-from model.hf.names import COPIES, EMBEDDING, UNUSED, Kind
+from model.hf.names import COPIES, EMBEDDING, HEAD, Kind
 
 # Measured by running those versions.
 WRONG_SWITCH = (
@@ -41,17 +41,19 @@ def _file_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolder
         lines.append(f"weights are stored as {', '.join(stored)}; fp32 masters hold the same values exactly")
     if hf.ignored:
         lines.append(f"ignored, since code of a checkpoint is never run: {', '.join(hf.ignored)}")
-    if unused := sorted(folder.names & set(UNUSED)):
-        lines.append(f"left out, since no version of the library reads it: {', '.join(unused)}")
-    if not cfg.model.share_embeddings:
+    if unread := unread_tensors(folder, cfg):
         lines.append(
-            f"encoder and decoder have an embedding of their own each (model.share_embeddings=false); {EMBEDDING} is "
-            "left out, since the library never reads it then. Export writes the encoder's under that name"
+            f"no part of the model, since the library never reads it: {', '.join(unread)}; kept beside the run, and an "
+            "export of the run gives it back"
         )
+    if not cfg.model.share_embeddings:
+        lines.append("encoder and decoder have an embedding of their own each (model.share_embeddings=false)")
     elif tying.copies:
         lines.append(f"equal copies of the embedding, kept once: {', '.join(tying.copies)}")
     if tying.tie_embeddings and not tying.scaled:
         lines.append("the output matrix is the embedding, unscaled (how transformers 5 builds T5 v1.1 from a config)")
+    if hf.eos not in (EOS, [EOS]):
+        lines.append(f"eos_token_id is {hf.eos} there; fill and generate stop at id {EOS}, and export writes {EOS}")
     if hf.version.startswith("4.") and hf.kind == "t5" and not tying.tie_embeddings:
         lines.append(
             "transformers 5 ties the embeddings of a T5 built from this config.json; a checkpoint it loads stays untied"
@@ -68,7 +70,7 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
     for stack in STACKS:
         every = moe.decoder_sparse_every if stack == "decoder" else moe.sparse_every
         layers = sparse_layers(cfg.model, moe, stack)
-        lines.append(f"{stack} layers with experts: {', '.join(map(str, layers))} (from 0)")
+        lines.append(f"{stack} layers with experts: {', '.join(map(str, layers)) or 'none'} (from 0)")
         if every is not None and every >= 3:
             lines.append(
                 f"  the library's rule is i % {every} == 1; the original code and our presets put experts into the "
@@ -102,18 +104,28 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
     return [*lines, *WRONG_SWITCH]
 
 
-def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None) -> list[str]:
-    """Lines about what the library will compute differently from the run."""
+def needs_5(cfg: RunConfig) -> list[str]:
+    """A line for an output matrix of its own after scaling, which only transformers 5 can load."""
+    if cfg.model.tie_embeddings or not scales_logits(cfg.model):
+        return []
+    return [f"untied and scaled: transformers 5 uses {HEAD} as it differs; 4.x would throw it away and tie"]
+
+
+def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None, kept: bool) -> list[str]:
+    """Lines about what the library will compute differently from the run; `kept`: unread tensors are as imported."""
+    copied = "a copy of the encoder's embedding"
     apart: list[str] = []
     if not cfg.model.share_embeddings:
-        apart.append(f"{EMBEDDING} is a copy of the encoder's embedding; the library reads it nowhere")
+        apart.append(f"{EMBEDDING} is {'what was imported' if kept else copied}; the library reads it nowhere")
     if kind == "t5":
         if apart:
             return [*apart, f"transformers 5 loads a T5 with an embedding per stack; 4.x would use {EMBEDDING} in both"]
         if cfg.model.tie_embeddings and cfg.model.logit_scale == "one":
             return ["tied and unscaled: transformers 5 reads this from scale_decoder_outputs=false; 4.x would scale"]
-        return []
-    lines = apart
+        return needs_5(cfg)
+    lines = [*apart, *needs_5(cfg)]
+    if cfg.model.tie_embeddings and not scales_logits(cfg.model):
+        lines.append(f"tied and unscaled, which the library's Switch cannot be: {HEAD} is written as a copy")
     if SEMANTICS[cfg.moe.semantics].capacity != "absolute":
         used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)
         lines += [

@@ -14,81 +14,12 @@ from torch import Tensor
 
 from conf import compose
 from conf.errors import CheckpointError, ConfigError
-from parallel.engine import MASTER
 from tests.golden.reader import GOLDEN
-from trainer.checkpoint.reader import CheckpointReader
+from tests.model.hf.folders import KINDS, SWITCH, T5, folder_of, imported, masters
 from trainer.export_hf import export_run, parse_size
 from trainer.export_hf import main as export_main
+from trainer.import_hf import UNREAD_FILE, open_import
 from trainer.import_hf import main as import_main
-from trainer.import_hf import open_import
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 50, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_heads": 2, "num_layers": 3, "num_decoder_layers": 2,
-    "transformers_version": "5.23.0", "tie_word_embeddings": True,
-}  # fmt: skip
-T5 = {**SIZES, "model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
-SWITCH = {
-    **SIZES, "model_type": "switch_transformers", "num_experts": 2, "expert_capacity": 3,
-    "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
-}  # fmt: skip
-
-
-def folder_of(path: Path, config: dict[str, Any]) -> Path:
-    """A folder with random weights under the names and shapes that the library gives them, written out by hand."""
-    random = torch.Generator().manual_seed(3)
-    d, ff, inner, switch = 8, 12, 8, config["model_type"] == "switch_transformers"
-    gated = config.get("feed_forward_proj") == "gated-gelu"
-    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (50, d)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (50, d)
-        if switch:
-            shapes |= {f"{stack}.embed_tokens.weight": (50, d) for stack in ("encoder", "decoder")}
-    for stack, depth, every in (("encoder", 3, 3), ("decoder", 2, 2)):
-        shapes[f"{stack}.final_layer_norm.weight"] = (d,)
-        shapes[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 2)
-        for i in range(depth):
-            attentions = ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
-            for j in range(len(attentions) + 1):
-                shapes[f"{stack}.block.{i}.layer.{j}.layer_norm.weight"] = (d,)
-            for j, attention in enumerate(attentions):
-                prefix = f"{stack}.block.{i}.layer.{j}.{attention}"
-                shapes |= {f"{prefix}.{w}.weight": (inner, d) for w in "qkv"} | {f"{prefix}.o.weight": (d, inner)}
-            mlp = f"{stack}.block.{i}.layer.{len(attentions)}.{'mlp' if switch else 'DenseReluDense'}"
-            banks = [f"{mlp}."]
-            if switch and i % every == 1:
-                shapes[f"{mlp}.router.classifier.weight"] = (2, d)
-                banks = [f"{mlp}.experts.expert_{e}." for e in range(2)]
-            for bank in banks:
-                shapes |= {f"{bank}{w}.weight": (ff, d) for w in (("wi_0", "wi_1") if gated else ("wi",))}
-                shapes[f"{bank}wo.weight"] = (d, ff)
-    tensors = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
-    for name in tensors:
-        if "embed_tokens" in name:
-            tensors[name] = tensors["shared.weight"].clone()
-    path.mkdir()
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
-def masters(run: Path) -> dict[str, Tensor]:
-    reader = CheckpointReader(run / "checkpoints" / "step_00000000")
-    return {name: reader.read(MASTER, name) for name in reader.names(MASTER)}
-
-
-def imported(folder: Path, runs: Path, name: str) -> Path:
-    assert import_main([str(folder), "--runs-dir", str(runs), "--name", name]) == 0
-    return runs / name
-
-
-RECORDED = ["hf_switch/step3_layout", "hf_switch/step2_e4_l4_drops_untied", "hf_t5/v10_relu_tied"]
-KINDS = {
-    "t5": T5,
-    "t5_gated_untied": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "t5_gated_tied_unscaled": {**T5, "feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
-    "switch": SWITCH,
-    "switch_untied": {**SWITCH, "tie_word_embeddings": False},
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +81,15 @@ def test_half_precision_weights_come_back_as_they_were(tmp_path: Path) -> None:
         ({"num_layers": "three"}, "num_layers"),
         ({"d_model": None}, "d_model"),
         ({"architectures": ["SwitchTransformersModel"]}, "architectures"),
-        ({"encoder_sparse_step": 0}, "encoder_sparse_step"),
+        ({"encoder_sparse_step": -1}, "encoder_sparse_step"),
+        ({"architectures": 5}, "architectures"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings"),
+        ({"initializer_factor": -1.0}, "initializer_factor"),
+        ({"num_layers": 10**9}, r"num_layers: got 1000000000; needs less than the \d+ tensors"),
+        ({"num_experts": 10**9}, "num_experts: got"),
+        ({"expert_capacity": 0}, r"config\.json: expert_capacity: got 0"),
+        ({"relative_attention_max_distance": 9}, r"config\.json: relative_attention_max_distance: got 9"),
+        ({"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 4}, "num_sparse_decoder_layers: got 0"),
     ],
 )
 def test_a_configuration_that_cannot_be_followed_is_refused_by_its_key(
@@ -194,7 +133,7 @@ def test_an_embedding_for_each_stack_comes_back_bit_equal(
     theirs, before = apart(tmp_path / "theirs", KINDS[kind])
     run = imported(theirs, tmp_path, "run")
     said = capsys.readouterr().out
-    assert f"{SHARED} is left out" in said
+    assert f"no part of the model, since the library never reads it: {SHARED}" in said
     assert "model.share_embeddings=false" in said.partition("train on from it")[2]
     ours = masters(run)
     assert SHARED not in ours
@@ -203,13 +142,16 @@ def test_an_embedding_for_each_stack_comes_back_bit_equal(
     assert ours["decoder_embedding.weight"].shape == (128, 8)
     folder, notes = export_run(run, None, dtype=torch.float32, shard_bytes=10**9)
     after = load_file(folder / "model.safetensors")
-    assert any(f"{SHARED} is a copy of the encoder's" in note for note in notes)
+    assert any(f"{SHARED} is what was imported" in note for note in notes)
     assert after.keys() == before.keys()
-    assert torch.equal(after[SHARED], before[ENCODER])
-    assert all(torch.equal(after[name], before[name]) for name in before if name != SHARED)
+    assert all(torch.equal(after[name], before[name]) for name in before)
     again = masters(imported(folder, tmp_path, "second"))
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
+    (run / UNREAD_FILE).unlink()  # as in a run that was trained on from this one
+    folder, notes = export_run(run, tmp_path / "without", dtype=torch.float32, shard_bytes=10**9)
+    assert any(f"{SHARED} is a copy of the encoder's" in note for note in notes)
+    assert torch.equal(load_file(folder / "model.safetensors")[SHARED], before[ENCODER])
 
 
 def test_equal_copies_are_kept_once_unless_the_run_wants_both(tmp_path: Path) -> None:

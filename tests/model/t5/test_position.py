@@ -26,13 +26,14 @@ def naive_bucket(offset: int, buckets: int, max_distance: int, bidirectional: bo
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 16)])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 16), (7, 20)])
 def test_buckets_equal_naive_loop(buckets: int, max_distance: int, bidirectional: bool) -> None:
     offsets = torch.arange(-300, 301)
     got = relative_buckets(offsets, buckets=buckets, max_distance=max_distance, bidirectional=bidirectional)
     expected = [naive_bucket(o, buckets, max_distance, bidirectional) for o in offsets.tolist()]
     assert got.tolist() == expected
-    assert set(got.tolist()) == set(range(buckets)) - ({buckets // 2} if bidirectional else set())
+    unused = {buckets // 2, *([buckets - 1] if buckets % 2 else [])} if bidirectional else set()
+    assert set(got.tolist()) == set(range(buckets)) - unused
 
 
 def test_bias_is_the_table_entry_of_the_offset() -> None:
