@@ -20,9 +20,10 @@ from trainer.verify.record import Decision
 from trainer.verify.reference import LOGITS, SLOTS, TOKENS, ReferenceStep
 
 Precision = Literal["fp32", "bf16", "fp64"]
-Quantity = Literal["routing", "loss", "aux", "z", "gradient", "norm", "parameter", "moment"]
+Quantity = Literal["output", "routing", "loss", "aux", "z", "gradient", "norm", "parameter", "moment"]
 # In causal order: the first that differs is the one to look at.
 QUANTITIES: tuple[Quantity, ...] = ("routing", "loss", "aux", "z", "gradient", "norm", "parameter", "moment")
+FORWARD: tuple[Quantity, ...] = ("routing", "loss", "aux", "z")
 AFTER_BACKWARD: tuple[Quantity, ...] = ("gradient", "norm", "parameter", "moment")
 # Largest errors that pass; a quantity that is not here is measured and shown, but not judged.
 LIMITS: dict[Precision, dict[Quantity, float]] = {
@@ -33,6 +34,9 @@ LIMITS: dict[Precision, dict[Quantity, float]] = {
     "bf16": {"routing": 0.0, "loss": 1e-2, "aux": 1e-2, "z": 1e-2},
     "fp64": {"routing": 0.0, "loss": 1e-10, "aux": 1e-10, "z": 1e-10, "gradient": 1e-10, "norm": 1e-10},
 }  # fmt: skip
+# Outputs of sublayers are not judged: they tell where what is judged begins to differ.
+OUTPUT_LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp64": 1e-12}
+KEY = "the noise's key"
 TIE = 1e-5  # logits, or gates that tokens are ranked by, this close may be ordered either way
 # Routers that serve tokens in text order: the order of scores between tokens decides nothing.
 TEXT_ORDER: tuple[RouterName, ...] = ("switch", "top_2", "ntlb")
@@ -51,8 +55,8 @@ class Error:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Sorts by cause: step, quantity, place in the model."""
-        return self.step, QUANTITIES.index(self.quantity), self.position
+        """Sorts by cause: step, quantity, place in the model (of gradients: as backward comes to it)."""
+        return self.step, -1 if self.quantity == "output" else QUANTITIES.index(self.quantity), self.position
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +65,8 @@ class Findings:
 
     worst: dict[Quantity, Error] = field(default_factory=dict)
     first: Error | None = None  # the first past its limit
+    output: Error | None = None  # the first sublayer whose output differs; not judged
+    past: dict[str, set[str]] = field(default_factory=dict)  # places past the limit, by "step quantity"
     tokens: set[tuple[int, int, int, int]] = field(default_factory=set)  # routed otherwise: step, layer, group, token
     excused: set[tuple[int, int, int, int]] = field(default_factory=set)  # of these, near a tie
     kinks: int = 0  # units of a relu, within a tie, that were on in one run and off in the other
@@ -71,6 +77,8 @@ class Findings:
         return {
             "worst": {quantity: asdict(error) for quantity, error in self.worst.items()},
             "first": asdict(self.first) if self.first else None,
+            "output": asdict(self.output) if self.output else None,
+            "past": {key: sorted(places) for key, places in self.past.items()},
             "tokens": sorted(self.tokens),
             "excused": sorted(self.excused),
             "kinks": self.kinks,
@@ -83,6 +91,8 @@ class Findings:
         return cls(
             worst={quantity: Error(**error) for quantity, error in tree["worst"].items()},
             first=Error(**tree["first"]) if tree["first"] else None,
+            output=Error(**tree["output"]) if tree["output"] else None,
+            past={key: set(places) for key, places in tree["past"].items()},
             tokens={tuple(token) for token in tree["tokens"]},
             excused={tuple(token) for token in tree["excused"]},
             kinks=tree["kinks"],
@@ -94,20 +104,37 @@ class Findings:
         for error in other.worst.values():
             if error.quantity not in self.worst or error.error > self.worst[error.quantity].error:
                 self.worst[error.quantity] = error
-        found = [error for error in (self.first, other.first) if error is not None]
-        self.first = min(found, key=lambda error: error.order, default=None)
+        self.first, self.output = _earlier(self.first, other.first), _earlier(self.output, other.output)
+        for key, places in other.past.items():
+            self.past.setdefault(key, set()).update(places)
         self.tokens |= other.tokens
         self.excused |= other.excused
         self.kinks += other.kinks
         for name, parts in other.covered.items():
             self.covered.setdefault(name, set()).update(parts)
 
+    def same_as_first(self) -> set[str]:
+        """Every place at which the first quantity to differ is past its limit in that step."""
+        return set() if self.first is None else self.past[_key(self.first)]
+
+
+def _earlier(one: Error | None, other: Error | None) -> Error | None:
+    found = [error for error in (one, other) if error is not None]
+    return min(found, key=lambda error: error.order, default=None)
+
+
+def _key(error: Error) -> str:
+    return f"{error.step} {error.quantity}"
+
 
 class Ledger:
     """Notes errors of one layout on one rank."""
 
-    def __init__(self, limits: Mapping[Quantity, float]) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: Mapping[Quantity, float], *, tie: float | None = None, output_limit: float = math.inf
+    ) -> None:
+        """`tie`: how close logits excuse another order; None: `TIE`."""
+        self._limits, self._tie, self._output_limit = limits, tie, output_limit
         self.findings = Findings()
 
     def note(self, quantity: Quantity, error: float, *, step: int, where: str = "", position: int = 0) -> None:
@@ -118,7 +145,15 @@ class Ledger:
         if quantity not in held.worst or error > held.worst[quantity].error:
             held.worst[quantity] = entry
         if quantity in self._limits and error > self._limits[quantity]:
-            held.first = entry if held.first is None or entry.order < held.first.order else held.first
+            held.first = _earlier(held.first, entry)
+            held.past.setdefault(_key(entry), set()).add(where)
+
+    def output(self, ours: Tensor, theirs: Tensor, scale: float, *, step: int, where: str, at: int) -> None:
+        """Compare fingerprints of a sublayer's output."""
+        error = float("nan") if ours.shape != theirs.shape else _share(float((ours - theirs).abs().max()), scale)
+        if not error <= self._output_limit:
+            entry = Error(quantity="output", error=error, where=where, step=step, position=at)
+            self.findings.output = _earlier(self.findings.output, entry)
 
     def number(
         self, quantity: Quantity, ours: float, theirs: float, *, step: int, where: str = "", at: int = 0
@@ -136,8 +171,18 @@ class Ledger:
         largest = float(difference.max()) if difference.numel() else 0.0
         self.note(quantity, _share(largest, scale), step=step, where=where, position=at)
 
-    def routing(self, decision: Decision, reference: ReferenceStep, *, step: int, at: int, text_order: bool) -> None:
-        """Compare which tokens got which slots; the error is the number of tokens that no tie excuses."""
+    def key(self, what: str, *, step: int) -> None:
+        """Note a noise key that is not the one process': before everything that forward computes."""
+        entry = Error(quantity="output", error=math.inf, where=f"{KEY} ({what})", step=step, position=-1)
+        self.findings.output = _earlier(self.findings.output, entry)
+
+    def routing(
+        self, decision: Decision, reference: ReferenceStep, *, step: int, at: int, choices: int, text_order: bool
+    ) -> None:
+        """Compare which tokens got which slots; the error is the number of tokens that no tie excuses.
+
+        `choices` and `text_order` as in `near_ties`.
+        """
         layer, groups = decision.layer, decision.groups.cpu()
         slots_GSK = reference.whole(SLOTS, layer)[groups]
         tokens_GEC = reference.whole(TOKENS, layer)[groups]
@@ -150,7 +195,8 @@ class Ledger:
         if not differs_GS.any():
             self.note("routing", float(inverse), step=step, where=layer, position=at)
             return
-        ties_GS = near_ties(reference.whole(LOGITS, layer)[groups], slots_GSK.shape[-1], text_order=text_order)
+        logits_GSE = reference.whole(LOGITS, layer)[groups]
+        ties_GS = near_ties(logits_GSE, choices, tie=self._tie, text_order=text_order)
         # A tie that went the other way moves the queue behind it: its group is excused with it.
         excused_GS = differs_GS & (ties_GS | (differs_GS & ties_GS).any(1, keepdim=True))
         self._list(self.findings.tokens, differs_GS, groups, step, at)
@@ -163,21 +209,21 @@ class Ledger:
             into.add((step, at, int(groups[group]), token))
 
 
-def near_ties(logits_GSE: Tensor, choices: int, *, text_order: bool) -> Tensor:
-    """Tokens [G, S] whose choice of experts, or whose rank among tokens, an error of `TIE` could change.
+def near_ties(logits_GSE: Tensor, choices: int, *, text_order: bool, tie: float | None = None) -> Tensor:
+    """Tokens [G, S] whose choice of experts, or whose rank among tokens, an error of `tie` could change.
 
-    The choice hangs on the `choices` + 1 largest logits. Routers that serve tokens by score also hang on the order of
-    tokens, by their largest probability and by each expert's logits.
+    The choice hangs on the `choices` + 1 largest logits, `choices` being as many as a token may try. Routers that serve
+    tokens by score also hang on the order of tokens, by their largest probability and by each expert's logits.
     """
-    experts = logits_GSE.shape[-1]
+    experts, tie = logits_GSE.shape[-1], TIE if tie is None else tie
     top = logits_GSE.double().sort(-1, descending=True).values[..., : min(choices + 1, experts)]
-    ties_GS = ((top[..., :-1] - top[..., 1:]) <= TIE).any(-1)
+    ties_GS = ((top[..., :-1] - top[..., 1:]) <= tie).any(-1)
     if text_order:
         return ties_GS
     gates_GS1 = logits_GSE.double().softmax(-1).amax(-1, keepdim=True)
     scores_GSF = torch.cat([gates_GS1, logits_GSE.double()], dim=-1)
     sorted_GSF, order_GSF = scores_GSF.sort(1)
-    close_GSF = (sorted_GSF[:, 1:] - sorted_GSF[:, :-1]) <= TIE
+    close_GSF = (sorted_GSF[:, 1:] - sorted_GSF[:, :-1]) <= tie
     edge = torch.zeros_like(close_GSF[:, :1])
     either_GSF = torch.cat([edge, close_GSF], 1) | torch.cat([close_GSF, edge], 1)
     back_GSF = torch.zeros_like(either_GSF).scatter_(1, order_GSF, either_GSF)

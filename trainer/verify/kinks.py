@@ -20,6 +20,7 @@ from model.moe.experts import ExpertBank
 from model.moe.layer import MoeLayer
 from model.t5.feed_forward import ReluFeedForward
 from model.t5.model import SwitchTransformer
+from trainer.verify.rows import Rows, rows_of_noise
 
 TIE = 1e-5  # of the largest input of the same call
 
@@ -51,7 +52,10 @@ class UnitRecorder:
 class UnitReplay:
     """Puts the reference's choice in the place of a layout's own where it lies within a tie, and counts those."""
 
-    def __init__(self, module: SwitchTransformer, cfg: RunConfig, given: GivenUnits) -> None:
+    def __init__(
+        self, module: SwitchTransformer, cfg: RunConfig, given: GivenUnits, rows: Rows = rows_of_noise
+    ) -> None:
+        self._rows = rows
         self._given, self._sequences = given, cfg.moe.group_sequences or 1
         self._rows_B: Tensor | None = None
         self.moved: set[tuple[str, int, int]] = set()  # place, first row of the micro-batch, unit
@@ -61,7 +65,7 @@ class UnitReplay:
             relu.register_forward_hook(self._replace(name, select))
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._rows_B = kwargs["noise"].rows_B
+        self._rows_B = self._rows(kwargs["noise"])
 
     def _dense(self, name: str, layer: ReluFeedForward) -> Callable[[Tensor], Tensor]:
         def select(x_BLF: Tensor) -> Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from conf.errors import ConfigError
 from trainer.verify.layouts import KEYS
 from trainer.verify.plan import Plan, available_memory, check_memory, make_plan
 
+_WORTH_TELLING_S = 30.0  # of the time that is left
 _EPILOG = """\
 layouts are settings in quotes: tp, dp, ep, etp, zero, acc (accumulation), recompute, ranks. What is left out is 1 for
 tp and ep, tp for etp, all ranks for dp, and as in the configuration for the rest. Without --layouts a set of at most
@@ -103,15 +106,38 @@ def run(plan: Plan, report_file: Path | None) -> int:
     _print(report.opening(plan))
     _print(["", *report.heading(precision)])
 
-    def say(verdict: Verdict) -> None:
-        _print(report.row(verdict))
+    left = len(plan.layouts)
 
-    verdicts = verify(plan, say=say)
+    def say(verdict: Verdict) -> None:
+        nonlocal left
+        first, left = left == len(plan.layouts), left - 1
+        _print(report.row(verdict))
+        if first and verdict.seconds * left >= _WORTH_TELLING_S:
+            _print(
+                [f"    {left} more to go: about {report.duration(verdict.seconds * left)} if they are like this one"]
+            )
+
+    with _ended_by_sigterm():
+        verdicts = verify(plan, say=say)
     _print(["", *report.closing(verdicts, precision), f"{time.monotonic() - began:.0f} s"])
     if report_file is not None:
         report.write_json(report_file, plan, verdicts)
         _print([f"report: {report_file}"])
     return 0 if all(verdict.status == "equal" for verdict in verdicts) else 1
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: ranks are killed and the folder of the reference is removed."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _gpus(overrides: Sequence[str]) -> int:

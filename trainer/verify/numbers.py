@@ -21,7 +21,8 @@ from trainer.session import layer_names
 class StepNumbers:
     """Losses in nats. `aux` and `z` are weighted, as they enter the total; those of layers are not."""
 
-    loss: float  # cross-entropy per real target token
+    loss: float  # cross-entropy per real target token, as it is logged
+    entered: float  # the same as it enters backward, with the divisor that the step counted
     aux: float
     z: float
     layer_aux: dict[str, float]  # mean over groups
@@ -44,10 +45,14 @@ class Tally(Meter):
         self._names = layer_names(cfg)
         super().__init__(pieces=cfg.data.tokenizer_vocab, layer_names=self._names)
         self._layer_sums: Tensor | None = None
+        self._entered: Tensor | None = None
 
     def add(self, output: ModelOutput, targets_BT: Tensor, parts: LossParts | None) -> None:
         """See `Meter`."""
         super().add(output, targets_BT, parts)
+        if parts is not None:
+            entered = parts.ce.detach().double().reshape(1)
+            self._entered = entered if self._entered is None else self._entered + entered
         layers = (*output.encoder_routing, *output.decoder_routing)
         if layers:
             rows = [torch.stack((each.aux_loss, each.z_sum, each.stats.groups)).detach().double() for each in layers]
@@ -57,11 +62,14 @@ class Tally(Meter):
     def numbers(self, groups: ParallelGroups) -> StepNumbers:
         """What the trainer would log of the step, and the layers' sums. Collective over dp."""
         report = self.reduce(groups)
+        assert self._entered is not None, "nothing was added"
+        entered = float(collectives.all_reduce(self._entered.clone(), groups.dp))
         sums: list[list[float]] = []
         if self._layer_sums is not None:
             sums = collectives.all_reduce(self._layer_sums, groups.dp).tolist()
         return StepNumbers(
             loss=report.loss,
+            entered=entered,
             aux=report.aux_loss,
             z=report.z_loss,
             layer_aux={name: aux / count for name, (aux, _, count) in zip(self._names, sums, strict=True)},

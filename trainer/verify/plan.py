@@ -34,6 +34,9 @@ ALONE = Layout(tp=1, dp=1, ep=1, etp=1, zero=0, accumulation=1, recompute=False)
 # What is turned on where the configuration has it off, so that it is verified too.
 DROPOUT, JITTER, EXPERT_DROPOUT, AUX_WEIGHT, Z_WEIGHT = 0.1, 0.01, 0.1, 0.01, 0.1
 EPSILON = 1e-5  # of AdamW, at least
+DECAY = 1.0  # weight decay, at least: at 0.01 whether a layer takes any is lost in what passes for rounding
+CLIP = 0.1  # of the gradient norm, at most, where it is clipped at all: gradients below the limit would not be
+LEAST_LR = 1e-3  # below, an update is of the size of the rounding of the weight that it changes
 SMALLER = "model.num_encoder_layers=2 model.num_decoder_layers=2 model.vocab_size=1000 train.global_batch=16"
 _ONE_RANK = ("parallel.tp=1", "parallel.ep=1", "parallel.etp=null", "launch.nproc=1", "launch.nodes=1",
              "launch.launcher=local")  # fmt: skip
@@ -92,9 +95,8 @@ def make_plan(
         wanted = [complete(each, ranks=ranks, own=own) for each in keys]
         layouts, refused = split_valid(base, _distinct(wanted, exact=exact))
     else:
-        accumulations = sorted({1, 2, own.accumulation})
-        all_of_them = product(ranks, experts=base.model.moe == "switch", accumulations=accumulations)
-        layouts, refused = split_valid(base, _distinct(all_of_them, exact=exact))
+        layouts, refused = _all_that_fit(base, ranks, own, exact=exact)
+        ranks = max([1, *(layout.world for layout in layouts)])
         if not everything:
             cover = cover_pairs(layouts, limit=MOST_LAYOUTS, first=[own])
             layouts = list(cover.layouts)
@@ -108,15 +110,25 @@ def make_plan(
 
 
 def conditioned(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`cfg` with an AdamW whose update does not hang on rounding, and a line if that had to be changed.
+    """`cfg` with an optimizer whose every part shows, and whose update does not hang on rounding; a line per change.
 
-    The update m / (sqrt(v) + epsilon) of an element whose gradient is far below epsilon is a small multiple of it; of
-    one far above, +-1. In between, at epsilon 1e-8, rounding alone decides: measured, 0.06 learning rates in one step.
+    AdamW's update m / (sqrt(v) + epsilon) of an element whose gradient is far below epsilon is a small multiple of it;
+    of one far above, +-1. In between, at epsilon 1e-8, rounding alone decides: measured, 0.06 learning rates in one
+    step. Weight decay and clipping are turned up until a layer that goes without one of them differs by more than the
+    limit.
     """
-    if cfg.optim.name != "adamw" or cfg.optim.epsilon >= EPSILON:
-        return cfg, []
-    changed = replace(cfg, optim=replace(cfg.optim, epsilon=EPSILON))
-    return changed, [f"optim.epsilon={EPSILON:g} (was {cfg.optim.epsilon:g})"]
+    optim, changes = cfg.optim, list[str]()
+    wanted = {"weight_decay": max(optim.weight_decay, DECAY), "clip_norm": min(optim.clip_norm, CLIP)}
+    if optim.name == "adamw":
+        wanted = {"epsilon": max(optim.epsilon, EPSILON)} | wanted
+    for name, value in wanted.items():
+        if value != getattr(optim, name):
+            changes.append(f"optim.{name}={value:g} (was {getattr(optim, name):g})")
+    schedule = cfg.schedule
+    if schedule.lr < LEAST_LR:
+        schedule = replace(schedule, lr=LEAST_LR)
+        changes.append(f"schedule.lr={LEAST_LR:g} (was {cfg.schedule.lr:g})")
+    return replace(cfg, optim=replace(optim, **wanted), schedule=schedule), changes
 
 
 def with_noise(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
@@ -208,6 +220,23 @@ def _own_layout(overrides: Sequence[str], base: RunConfig, ranks: int, *, typed:
         return own_layout(compose([*overrides, *_ONE_RANK]))
     except (ConfigError, ConfigErrors):
         return replace(ALONE, zero=base.parallel.zero)
+
+
+def _all_that_fit(base: RunConfig, ranks: int, own: Layout, *, exact: bool) -> tuple[list[Layout], list[Refused]]:
+    """Every layout of `ranks` ranks and of their divisors that `base` can run, and the others with the reason.
+
+    Of fewer ranks where none keeps more than half of them busy: 7 divide next to nothing, 6 of them do.
+    """
+    refused: list[Refused] = []
+    layouts: list[Layout] = []
+    accumulations = sorted({1, 2, own.accumulation})
+    for number in range(ranks, 0, -1):
+        candidates = product(number, experts=base.model.moe == "switch", accumulations=accumulations)
+        layouts, left_out = split_valid(base, _distinct(candidates, exact=exact))
+        refused += left_out
+        if any(2 * layout.world > number for layout in layouts):
+            break
+    return layouts, list(dict.fromkeys(refused))
 
 
 def _distinct(layouts: Iterable[Layout], *, exact: bool) -> list[Layout]:

@@ -18,6 +18,7 @@ from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
 from parallel.types import ParallelGroups
 from trainer.session import layer_names
+from trainer.verify.rows import Rows, rows_of_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +38,20 @@ GivenLogits = Callable[[str, Tensor], Tensor]  # layer, numbers of groups [G] ->
 class Recorder:
     """Every decision of a model's expert layers, recomputed ones as well, in the order in which they were made."""
 
-    def __init__(self, module: nn.Module, cfg: RunConfig, groups: ParallelGroups, given: GivenLogits | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        cfg: RunConfig,
+        groups: ParallelGroups,
+        given: GivenLogits | None,
+        rows: Rows = rows_of_noise,
+    ) -> None:
         """`given`: logits to decide by in place of the layers' own; None: their own."""
         assert isinstance(module, SwitchTransformer)
         self._sequences = cfg.moe.group_sequences or 1
         self._tp_rank = groups.tp.rank
         self._rows_B: Tensor | None = None
-        self._given = given
+        self._given, self._rows = given, rows
         self.decisions: list[Decision] = []
         module.register_forward_pre_hook(self._begin, with_kwargs=True)
         for name, layer in expert_layers(module, cfg).items():
@@ -66,7 +74,7 @@ class Recorder:
         return None if self._given is None else self._given(layer, groups)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._rows_B = kwargs["noise"].rows_B
+        self._rows_B = self._rows(kwargs["noise"])
 
 
 class _Tap:

@@ -7,7 +7,7 @@ T decoder length; routing as in `record`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from trainer.verify.kinks import UnitRecorder
 from trainer.verify.numbers import StepNumbers, Tally
 from trainer.verify.optim import build_reference
 from trainer.verify.record import Decision, Recorder
+from trainer.verify.trace import Trace, Tracer
 
 GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS, UNITS = "gradient", "parameter", "slots", "tokens", "logits", "units"
+OUTPUT = "output"
 
 
 def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
@@ -42,6 +44,7 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
     """
     module = build_model(cfg, single_process(), device=device, dtype=dtype)
     recorder, units = Recorder(module, cfg, single_process(), None), UnitRecorder(module, cfg)
+    tracer = Tracer(module)
     parameters = dict(module.named_parameters())
     masters, optimizer = None, None
     if dtype != torch.float64:
@@ -57,7 +60,7 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
             tensors |= dict(_moments(masters, optimizer))
         tensors |= _routing(recorder.take()) | {f"{UNITS}/{place}": on for place, on in units.take().items()}
         module.zero_grad()
-        write_step(folder, step, tensors, numbers, float(norm))
+        write_step(folder, step, tensors, numbers, float(norm), tracer.take())
 
 
 def _forward_backward(module: SwitchTransformer, cfg: RunConfig, step: int, device: torch.device) -> StepNumbers:
@@ -75,7 +78,7 @@ def _forward_backward(module: SwitchTransformer, cfg: RunConfig, step: int, devi
     tally = Tally(cfg)
     tally.add(output, targets_BT, parts)
     # Totals straight from the loss, not through what adds up micro-batches.
-    totals = {"loss": float(parts.ce), "aux": float(parts.aux), "z": float(parts.z)}
+    totals = {"loss": float(parts.ce), "entered": float(parts.ce), "aux": float(parts.aux), "z": float(parts.z)}
     return replace(tally.numbers(single_process()), **totals)
 
 
@@ -87,7 +90,9 @@ def _gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _masters(module: nn.Module, cfg: RunConfig) -> dict[str, nn.Parameter]:
     """fp32 weights: the parameters themselves, or unrounded initial values where they are of lower precision."""
-    exact = initial_masters(module, single_process(), seed=cfg.seed, scale=cfg.model.init_scale)
+    exact = initial_masters(
+        module, single_process(), seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics
+    )  # fmt: skip
     masters: dict[str, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         if parameter.dtype == torch.float32:
@@ -133,11 +138,20 @@ def _routing(decisions: list[Decision]) -> dict[str, Tensor]:
     return found
 
 
-def write_step(folder: Path, step: int, tensors: dict[str, Tensor], numbers: StepNumbers, norm: float) -> None:
+def write_step(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    numbers: StepNumbers,
+    norm: float,
+    traces: Sequence[Trace] = (),
+) -> None:
     """Write one step. Gradient, parameter and moment tensors are whole logical tensors by `kind/name`."""
+    tensors = tensors | {f"{OUTPUT}/{trace.place}": trace.prints_BP for trace in traces}
     save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / f"step{step}.safetensors")
     largest = {key: float(value.abs().max()) for key, value in tensors.items() if value.is_floating_point()}
-    written = {"numbers": numbers.to_json(), "norm": norm, "largest": largest}
+    places = [trace.place for trace in traces]
+    written = {"numbers": numbers.to_json(), "norm": norm, "largest": largest, "places": places}
     (folder / f"step{step}.json").write_text(json.dumps(written), encoding="utf-8")
 
 
@@ -148,6 +162,7 @@ class ReferenceStep:
         written = json.loads((folder / f"step{step}.json").read_text(encoding="utf-8"))
         self.numbers = StepNumbers.from_json(written["numbers"])
         self.norm = float(written["norm"])
+        self.places: list[str] = written["places"]  # of outputs, in the order in which forward made them
         self._largest: dict[str, float] = written["largest"]
         self._file: Any = safe_open(folder / f"step{step}.safetensors", framework="pt")
         self._keys = list(self._file.keys())

@@ -11,7 +11,7 @@ from typing import Any
 
 from conf.convert import to_dict
 from conf.estimate import num_params
-from trainer.verify.compare import LIMITS, QUANTITIES, Error, Precision
+from trainer.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
 from trainer.verify.plan import Plan
 from trainer.verify.verify import Verdict, precision_of
 
@@ -19,6 +19,7 @@ _LAYOUT_WIDTH, _WIDTH = 48, 10
 _TITLES = {"parameter": "param/lr", "gradient": "gradient"}
 _WORDS = {"equal": "equal", "differs": "DIFFERS", "failed": "FAILED"}
 _REASONS = 8  # of refused layouts that are shown
+_PLACES = 5  # that differ like the first, named after it
 
 
 def opening(plan: Plan) -> list[str]:
@@ -77,16 +78,54 @@ def row(verdict: Verdict) -> list[str]:
         )
     first = verdict.findings.first
     if first is not None:
-        lines.append(f"    first to differ: {describe(first)}")
+        lines.append(f"    first to differ: {describe_first(verdict.findings)}")
+        more = sorted(verdict.findings.same_as_first() - {first.where, ""})
+        if more:
+            shown = ", ".join(more[:_PLACES]) + (f" and {len(more) - _PLACES} more" if len(more) > _PLACES else "")
+            lines.append(f"    {first.quantity} of others in that step: {shown}")
     lines += [f"    {line}" for line in verdict.message.splitlines()]
     return lines
 
 
+def describe_first(findings: Findings) -> str:
+    """What differs first in words, led by the sublayer whose output does where that is where it comes from."""
+    first, output = findings.first, findings.output
+    assert first is not None
+    if output is None or output.step != first.step or not _leads(output, first):
+        return describe(first)
+    return f"{describe(output)}; then {describe(first)}"
+
+
+def _leads(output: Error, first: Error) -> bool:
+    """Whether an output that differs explains it: one before the layer, and only one that is recomputed in backward."""
+    if first.quantity not in FORWARD:
+        return output.where.endswith("recomputed")
+    stack, _, index = first.where.partition(".")
+    if not index.isdecimal():
+        return True  # a loss in all
+    layer, before = (stack == "decoder", float(index)), _block(output.where)
+    return before < layer or (before == layer and not output.where.endswith(".ff"))
+
+
+def _block(place: str) -> tuple[bool, float]:
+    """Where in the forward a module is: whether it is the decoder's, and the number of its layer."""
+    parts = place.split(".")
+    inside = len(parts) > 2 and parts[1] == "layers"
+    return place.startswith("decoder"), float(parts[2]) if inside else math.inf if "final" in place else -1.0
+
+
 def describe(error: Error) -> str:
     """An error in words."""
+    if error.where.startswith(KEY):
+        return f"{error.where} in step {error.step + 1}"
     where = f" of {error.where}" if error.where else ""
     size = f"{error.error:.0f} tokens" if error.quantity == "routing" else f"{error.error:.2e}"
     return f"{error.quantity}{where} in step {error.step + 1}: {size}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, roughly."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def closing(verdicts: Sequence[Verdict], precision: Precision) -> list[str]:
@@ -135,6 +174,8 @@ def _verdict_tree(verdict: Verdict) -> dict[str, Any]:
         "kinks": findings.kinks,
         "largest": {quantity: _error_tree(error) for quantity, error in findings.worst.items()},
         "first": _error_tree(findings.first) if findings.first else None,
+        "output": _error_tree(findings.output) if findings.output else None,
+        "like_first": sorted(findings.same_as_first()),
         "message": verdict.message,
     }
 

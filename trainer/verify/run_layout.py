@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from conf.convert import to_config, to_dict
 from conf.derive import Stack, micro_batch_size
-from conf.routing import stack_router
+from conf.routing import num_choices, stack_router
 from conf.schema import RunConfig
 from data.batch import StepBatch
 from model.losses import LossScale, micro_batch_loss
 from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
 from parallel import collectives
-from parallel.engine import MASTER, Engine, StateTensor
+from parallel.engine import MASTER, Engine, StateTensor, StepResult
 from parallel.layout import Shard, replica_axis, shard_of, tagged_parameters
 from parallel.optim import is_counted
 from parallel.rng import NoiseKey
 from parallel.types import ParallelGroups
 from trainer.session import build_initialised, layer_names
-from trainer.step import count_tokens, require_finite, run_micro_batches, to_device
+from trainer.step import count_tokens, to_device, train_step
 from trainer.verify.batches import step_batch
-from trainer.verify.compare import LIMITS, TEXT_ORDER, Findings, Ledger, Precision
+from trainer.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, Ledger, Precision
 from trainer.verify.kinks import UnitReplay
 from trainer.verify.numbers import StepNumbers, Tally
 from trainer.verify.record import GivenLogits, Recorder
-from trainer.verify.reference import GRADIENT, LOGITS, PARAMETER, UNITS, ReferenceStep
+from trainer.verify.reference import GRADIENT, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
+from trainer.verify.rows import RowFinder
+from trainer.verify.trace import Trace, Tracer
+
+NO_TIE = -1.0  # in a replay logits are equal bit by bit, and nothing is left to rounding
+ENTERED = "the global batch as it enters backward"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +101,19 @@ class _Runner(ABC):
         assert isinstance(module, SwitchTransformer)
         self.engine = engine
         self.task, self.cfg, self.groups, self.device, self.module = task, task.cfg, groups, device, module
-        self.ledger = Ledger(LIMITS[task.precision])
+        self.ledger = Ledger(
+            LIMITS[task.precision],
+            tie=NO_TIE if task.replay else None,
+            output_limit=OUTPUT_LIMITS.get(task.precision, math.inf),
+        )
         self.reference: ReferenceStep | None = None
+        self.at_step = 0
         given: GivenLogits | None = self._given if task.replay else None
-        self.recorder = Recorder(module, task.cfg, groups, given)
-        self.units = UnitReplay(module, task.cfg, self._given_units) if task.kinks else None
+        self.finder = RowFinder(task.cfg)
+        module.register_forward_pre_hook(self._begin, with_kwargs=True)  # before those that ask for rows
+        self.recorder = Recorder(module, task.cfg, groups, given, self.finder.rows)
+        self.tracer = Tracer(module, self.finder.rows)
+        self.units = UnitReplay(module, task.cfg, self._given_units, self.finder.rows) if task.kinks else None
         self.parameters = {name: parameter for name, parameter, _ in tagged_parameters(module)}
         self.shards = {name: shard_of(parameter, groups) for name, parameter in self.parameters.items()}
         self.positions = {name: i for i, name in enumerate(self.parameters)}
@@ -112,20 +126,34 @@ class _Runner(ABC):
     def open(self, step: int) -> ReferenceStep:
         """Read the reference of a step; replayed logits come from it."""
         self.reference = ReferenceStep(Path(self.task.folder), step)
+        self.finder.open(step)
+        self.at_step = step
         return self.reference
 
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        encoder_BL, _, targets_BT = args
+        self.finder.begin(encoder_BL, targets_BT)
+        wrong = self.finder.wrong(kwargs["noise"])
+        if wrong:
+            self.ledger.key(", ".join(wrong), step=self.at_step)
+
     def compare_forward(self, step: int, reference: ReferenceStep, ours: StepNumbers) -> None:
-        """Kept sets and losses."""
+        """Outputs of sublayers, kept sets and losses."""
+        for trace in self.tracer.take():
+            self._compare_output(step, reference, trace)
         for decision in self.recorder.take():
             stack: Stack = "encoder" if decision.layer.startswith("encoder") else "decoder"
-            text_order = stack_router(self.cfg.moe, stack) in TEXT_ORDER
-            at = self.layers[decision.layer]
-            self.ledger.routing(decision, reference, step=step, at=at, text_order=text_order)
+            router, at = stack_router(self.cfg.moe, stack), self.layers[decision.layer]
+            self.ledger.routing(
+                decision, reference, step=step, at=at, choices=num_choices(self.cfg.moe, router),
+                text_order=router in TEXT_ORDER,
+            )  # fmt: skip
         theirs = reference.numbers
         for quantity in ("loss", "aux", "z"):
             # Behind the layers in order: what differs in one of them is better named by its layer.
             at = 0 if quantity == "loss" else len(self.layers)
             self.ledger.number(quantity, getattr(ours, quantity), getattr(theirs, quantity), step=step, at=at)
+        self.ledger.number("loss", ours.entered, theirs.entered, step=step, where=ENTERED, at=1)
         for name, at in self.layers.items():
             self.ledger.number("aux", ours.layer_aux[name], theirs.layer_aux[name], step=step, where=name, at=at)
             self.ledger.number("z", ours.layer_z[name], theirs.layer_z[name], step=step, where=name, at=at)
@@ -137,9 +165,17 @@ class _Runner(ABC):
             shard = self.shards[name]
             theirs = reference.part(GRADIENT, name, shard.slices)
             scale = reference.largest(GRADIENT, name)
-            at = self.positions[name]
+            at = -self.positions[name]  # backward comes to the last first: what is near the loss is near the cause
             self.ledger.tensor("gradient", gradient, theirs, scale, step=step, where=name, at=at)
             self.cover(f"{GRADIENT}/{name}", shard, None)
+
+    def _compare_output(self, step: int, reference: ReferenceStep, trace: Trace) -> None:
+        place, where = trace.place, trace.name
+        if place not in reference.places:  # a call more than the forward of the reference has
+            place, where = f"{trace.name}#0", f"{trace.name}, recomputed"
+        at, scale = reference.places.index(place), reference.largest(OUTPUT, place)
+        theirs = reference.whole(OUTPUT, place)[trace.rows_B]
+        self.ledger.output(trace.prints_BP, theirs, scale, step=step, where=where, at=at)
 
     def cover(self, key: str, shard: Shard, dims: tuple[int, ...] | None) -> None:
         """Note a rectangle of a logical tensor as compared."""
@@ -156,6 +192,21 @@ class _Runner(ABC):
         return self.reference.whole(UNITS, place)
 
 
+class _BeforeStep:
+    """An engine that lets someone look at its gradients before it takes its step."""
+
+    def __init__(self, engine: Engine, look: Callable[[], None]) -> None:
+        self._engine, self._look = engine, look
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, lr: float) -> StepResult:
+        """See `Engine`."""
+        self._look()
+        return self._engine.step(lr)
+
+
 class _EngineRunner(_Runner):
     """The trainer's own step with the engine of the layout."""
 
@@ -169,14 +220,15 @@ class _EngineRunner(_Runner):
         assert engine is not None
         batch = step_batch(self.cfg, step, dp_rank=self.groups.dp.rank)
         tally = Tally(self.cfg)
-        counts = count_tokens(batch, self.groups)
-        run_micro_batches(
-            engine, batch, counts, tally, cfg=self.cfg, groups=self.groups, device=self.device
-        )  # fmt: skip
-        require_finite(engine, tally, batch, self.groups)
-        self.compare_forward(step, reference, tally.numbers(self.groups))
-        self.compare_gradients(step, reference, engine.gradients())
-        norm = engine.step(self.cfg.schedule.lr).grad_norm
+
+        def look() -> None:
+            self.compare_forward(step, reference, tally.numbers(self.groups))
+            self.compare_gradients(step, reference, engine.gradients())
+
+        lr, watched = self.cfg.schedule.lr, cast("Engine", _BeforeStep(engine, look))
+        norm = train_step(
+            watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, groups=self.groups, device=self.device
+        )[1]
         self.ledger.number("norm", norm, reference.norm, step=step)
         if self.task.precision == "fp32":
             for name, parameter in self.parameters.items():  # the copy on every rank, not only its owner's

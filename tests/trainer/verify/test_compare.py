@@ -12,6 +12,7 @@ from trainer.verify.compare import LIMITS, TIE, Findings, Ledger, near_ties
 from trainer.verify.numbers import StepNumbers
 from trainer.verify.record import Decision
 from trainer.verify.reference import ReferenceStep, write_step
+from trainer.verify.run_layout import NO_TIE
 from trainer.verify.verify import begins_with_ties, missing
 
 
@@ -108,21 +109,22 @@ def reference(folder, slots_GSK, logits_GSE) -> ReferenceStep:
     G = len(slots_GSK)
     tensors = {"slots/encoder.1": slots_GSK, "tokens/encoder.1": torch.zeros(G, 2, 1, dtype=torch.int64)}
     tensors |= {"logits/encoder.1": logits_GSE, "gradient/w": torch.ones(4, 3), "parameter/w": torch.ones(4, 3)}
-    numbers = StepNumbers(loss=1.0, aux=0.0, z=0.0, layer_aux={}, layer_z={})
+    numbers = StepNumbers(loss=1.0, entered=1.0, aux=0.0, z=0.0, layer_aux={}, layer_z={})
     write_step(folder, 0, tensors, numbers, 1.0)
     return ReferenceStep(folder, 0)
 
 
-def routed(folder, ours, theirs, logits) -> Findings:
+def routed(folder, ours, theirs, logits, tie=None, choices=1) -> Findings:
     """Findings of one group of four tokens, number 1 of two in the reference."""
     both = torch.tensor([[0] * len(theirs), theirs]).unsqueeze(-1)
-    book = ledger()
+    book = Ledger(LIMITS["fp32"], tie=tie)
     decision = Decision(
         layer="encoder.1", groups=torch.tensor([1]), slots_GSK=torch.tensor([ours]).unsqueeze(-1),
         tokens_GEC=torch.zeros(1, 2, 1, dtype=torch.int64), logits_GSE=torch.tensor([logits]),
     )  # fmt: skip
-    step = reference(folder, both, torch.tensor([[[9.0, 0.0]] * len(theirs), logits]))
-    book.routing(decision, step, step=0, at=0, text_order=True)
+    clear = [[9.0, *([0.0] * (len(logits[0]) - 1))]] * len(theirs)
+    step = reference(folder, both, torch.tensor([clear, logits]))
+    book.routing(decision, step, step=0, at=0, choices=choices, text_order=True)
     return book.findings
 
 
@@ -155,6 +157,35 @@ def test_a_tie_that_went_the_same_way_excuses_nobody(tmp_path):
     assert findings.excused == set()
 
 
+def test_in_a_replay_no_tie_is_an_excuse(tmp_path):
+    findings = routed(tmp_path, [0, 9, 2, 8], [0, 1, 2, 3], [CLEAR, TIED, CLEAR, CLEAR], tie=NO_TIE)
+    assert findings.first is not None
+    assert findings.first.error == 2.0
+    assert findings.excused == set()
+
+
+def test_a_tie_of_a_later_choice_counts_where_tokens_may_try_it(tmp_path):
+    later = [[3.0, 2.0, 1.0, 1.0 + 1e-6, 0.0]] * 4
+    assert routed(tmp_path, [0, 1, 2, 9], [0, 1, 2, 3], later, choices=1).excused == set()
+    assert routed(tmp_path, [0, 1, 2, 9], [0, 1, 2, 3], later, choices=3).excused == {(0, 0, 1, 3)}
+
+
+def test_places_like_the_first_are_kept_and_outputs_are_not_judged():
+    book = Ledger(LIMITS["fp32"], output_limit=1e-5)
+    for name, at in (("a", -1), ("b", -2), ("c", -3)):
+        book.tensor("gradient", torch.ones(2), torch.ones(2) * (at + 2), 1.0, step=0, where=name, at=at)
+    book.output(torch.ones(1, 4), torch.zeros(1, 4), 1.0, step=1, where="encoder.layers.1.ff", at=4)
+    book.output(torch.ones(1, 4), torch.zeros(1, 4), 1.0, step=1, where="encoder.layers.0.ff", at=2)
+    book.output(torch.ones(1, 4), torch.ones(1, 4), 1.0, step=0, where="shared", at=0)
+    findings = Findings.from_json(json.loads(json.dumps(book.findings.to_json())))
+    assert findings.first is not None
+    assert findings.first.where == "c"
+    assert findings.same_as_first() == {"b", "c"}
+    assert findings.output is not None
+    assert (findings.output.where, findings.output.step) == ("encoder.layers.0.ff", 1)
+    assert "output" not in findings.worst
+
+
 def test_another_capacity_counts_every_token(tmp_path):
     step = reference(tmp_path, torch.zeros(2, 4, 1, dtype=torch.int64), torch.zeros(2, 4, 2))
     book = ledger()
@@ -162,7 +193,7 @@ def test_another_capacity_counts_every_token(tmp_path):
         layer="encoder.1", groups=torch.tensor([0]), slots_GSK=torch.zeros(1, 8, 1), tokens_GEC=torch.zeros(1, 2, 2),
         logits_GSE=torch.zeros(1, 8, 2),
     )  # fmt: skip
-    book.routing(decision, step, step=0, at=0, text_order=True)
+    book.routing(decision, step, step=0, at=0, choices=1, text_order=True)
     assert book.findings.worst["routing"].error == 8.0
     assert not begins_with_ties(book.findings)
 

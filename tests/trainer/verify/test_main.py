@@ -22,7 +22,10 @@ def verdict(**settings) -> Verdict:
 
 def spoiled() -> Verdict:
     error = Error(quantity="gradient", error=0.5, where="encoder.layers.1.ff.experts.wi", step=1, position=3)
-    return verdict(status="differs", findings=Findings(worst={"gradient": error}, first=error))
+    return verdict(
+        status="differs",
+        findings=Findings(worst={"gradient": error}, first=error, past={"1 gradient": {error.where, "other"}}),
+    )
 
 
 def test_overrides_behind_layouts_are_told_apart():
@@ -64,6 +67,7 @@ def test_a_difference_ends_in_exit_code_1(monkeypatch, capsys, tmp_path):
     assert command.run(plan("tp=2"), tmp_path / "r.json") == 1
     printed = capsys.readouterr().out
     assert "first to differ: gradient of encoder.layers.1.ff.experts.wi in step 2: 5.00e-01" in printed
+    assert "gradient of others in that step: other" in printed
     assert "1 of 1 layouts do NOT equal one process" in printed
     assert json.loads((tmp_path / "r.json").read_text())["layouts"][0]["first"]["quantity"] == "gradient"
 
@@ -75,6 +79,33 @@ def test_ties_kinks_and_failures_are_told():
     failed = report.row(verdict(status="failed", message="rank 1 hung\nat line 3"))
     assert "FAILED" in failed[0]
     assert failed[1:] == ["    rank 1 hung", "    at line 3"]
+
+
+def output(where: str) -> Error:
+    return Error(quantity="output", error=0.1, where=where, step=1, position=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "where", "leads"),
+    [
+        ("routing", "encoder.1", {"shared", "encoder.layers.0.ff", "encoder.layers.1.self_attention"}),
+        ("routing", "decoder.1", {"encoder.final_norm", "decoder_embedding", "decoder.layers.1.cross_attention"}),
+        ("aux", "", {"encoder.layers.1.ff", "decoder.final_norm"}),
+        ("gradient", "encoder.layers.0.ff.wi.weight", {"encoder.layers.0.ff, recomputed"}),
+    ],
+)
+def test_an_output_leads_what_comes_after_it(first, where, leads):
+    places = ["shared", "encoder.layers.0.ff", "encoder.layers.1.self_attention", "encoder.layers.1.ff"]
+    places += ["encoder.final_norm", "decoder_embedding", "decoder.layers.1.cross_attention", "decoder.layers.1.ff"]
+    places += ["decoder.final_norm", "encoder.layers.0.ff, recomputed"]
+    error = Error(quantity=first, error=0.5, where=where, step=1, position=3)
+    told = {place: report.describe_first(Findings(first=error, output=output(place))) for place in sorted(places)}
+    shown = {place for place, text in told.items() if text.startswith(f"output of {place} in step 2: 1.00e-01; then")}
+    assert leads <= shown
+    after = {"encoder.1": {"encoder.layers.1.ff", "decoder_embedding"}, "decoder.1": {"decoder.layers.1.ff"}}
+    assert not shown & after.get(where, set())
+    assert first != "gradient" or shown == leads
+    assert report.describe(error) in told["shared"]
 
 
 def test_every_layout_left_out_is_accounted_for():

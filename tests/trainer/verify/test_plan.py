@@ -17,17 +17,27 @@ def test_noise_and_losses_that_are_off_are_turned_on_and_told():
     for field in ("model.dropout", "moe.jitter", "moe.expert_dropout", "moe.aux_loss_weight", "moe.z_loss_weight"):
         assert field in told
     assert f"optim.epsilon={made.base.optim.epsilon:g} (was 1e-08)" in made.changes
+    assert {"optim.weight_decay=1 (was 0.01)", "optim.clip_norm=0.1 (was 1)"} <= set(made.changes)
+
+
+def test_what_would_not_show_is_turned_up():
+    made = plan("tp=1", overrides=("schedule.lr=1e-5", "optim.clip_norm=0"))
+    assert "schedule.lr=0.001 (was 1e-05)" in made.changes
+    assert made.base.optim.clip_norm == 0
+    adafactor = plan("tp=1", overrides=("optim=adafactor", "parallel.zero=0"))
+    assert adafactor.base.optim.epsilon == 1e-30
+    assert adafactor.base.optim.weight_decay == 1
 
 
 def test_what_is_on_stays_as_it_is():
-    made = plan("tp=1", overrides=("model.dropout=0.3", "moe.jitter=0.2", "optim.epsilon=0.01"))
-    assert (made.base.model.dropout, made.base.moe.jitter, made.base.optim.epsilon) == (0.3, 0.2, 0.01)
-    assert not any(field in line for line in made.changes for field in ("model.dropout", "moe.jitter", "epsilon"))
+    made = plan("tp=1", overrides=("model.dropout=0.3", "moe.jitter=0.2", "optim.weight_decay=2"))
+    assert (made.base.model.dropout, made.base.moe.jitter, made.base.optim.weight_decay) == (0.3, 0.2, 2)
+    assert not any(field in line for line in made.changes for field in ("model.dropout", "moe.jitter", "decay"))
 
 
 def test_a_dense_model_gets_dropout_alone():
     assert [line.partition("=")[0] for line in plan("tp=2", overrides=("model.moe=dense",)).changes] == [
-        "model.dropout", "optim.epsilon",
+        "model.dropout", "optim.epsilon", "optim.weight_decay", "optim.clip_norm",
     ]  # fmt: skip
 
 
@@ -59,6 +69,12 @@ def test_the_default_set_fits_and_is_small():
     everything = make_plan([*TINY], ranks=4, everything=True)
     assert len(everything.layouts) > 100
     assert set(made.layouts) <= set(everything.layouts)
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(3, 2), (5, 4), (6, 4), (7, 4), (8, 8)])
+def test_odd_numbers_of_ranks_are_used_as_far_as_they_go(ranks, most):
+    made = make_plan([*TINY], ranks=ranks)
+    assert max(layout.world for layout in made.layouts) == made.ranks == most
 
 
 def test_layouts_that_cannot_be_are_left_out_with_the_reason():
