@@ -59,6 +59,21 @@ def test_sequences_of_one_group_share_its_capacity():
         assert torch.equal(y[1], z[1]) is same
 
 
+@pytest.mark.parametrize(
+    ("semantics", "skipped"), [("mesh_tf", True), ("flaxformer", False), ("hf", False), ("paper", False)]
+)
+def test_padding_in_front_of_a_token_takes_its_slot_where_the_semantics_routes_padding(semantics, skipped):
+    """Where evaluation does depend on a sequence's own padding, at the same padded length."""
+    layer = build_layer(Variant(semantics=semantics, to_one_expert=True, mode="eval"))
+    x, real, _ = batch(Variant())
+    assert expert_capacity(layer.moe, LENGTH, train=False) < LENGTH
+    padded = torch.ones_like(real)
+    padded[:, : LENGTH - 1] = False
+    with torch.no_grad():
+        y, _ = layer(x, padded, mode="eval", noise=None)
+    assert bool(y[:, -1].any()) is skipped
+
+
 @pytest.mark.parametrize(("semantics", "router"), PAIRS)
 def test_no_drop_depends_on_neither_neighbours_nor_padding(semantics, router):
     layer = build_layer(variant(semantics, router, group_sequences=4, jitter=0.1))
