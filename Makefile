@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+HF     := $(VENV)/.installed-hf
 ARGS   ?=
 JOBS   ?= 2
 
@@ -11,7 +12,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: setup train test test-slow test-gpu bench lint format typecheck clean
+.PHONY: setup train test test-slow test-hf test-gpu bench lint format typecheck clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,14 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'slow' $(ARGS)
+
+# Against freshly made models of transformers, which is installed for it (half a minute, 140 MB).
+$(HF): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[hf]' -c constraints.txt
+	@touch $@
+
+test-hf: $(HF)
+	$(BIN)/python -m pytest tests/model/hf/test_against_transformers.py -m 'slow' $(ARGS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)
