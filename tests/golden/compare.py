@@ -60,8 +60,12 @@ def exact(array: str, ours: Any, recorded: Any) -> Comparison:
     return Comparison(array=array, error=float(ours != recorded), limit=0)
 
 
-def close(array: str, ours: Tensor, recorded: Tensor, limit: float) -> Comparison:
-    """Floats: the largest difference relative to the largest recorded entry; infinite if shapes differ."""
+def close(array: str, ours: Tensor, recorded: Tensor, limit: float, *, noise: float = 0.0) -> Comparison:
+    """Floats: the largest difference relative to the largest recorded entry; infinite if shapes differ.
+
+    `noise` is the rounding error of the recorded run's own arithmetic, where the array is a difference of larger
+    numbers: what lies within it holds. An array whose true value is 0 was recorded as nothing but this noise.
+    """
     if ours.shape != recorded.shape:
         return Comparison(array=array, error=math.inf, limit=limit)
     if not ours.numel():
@@ -71,13 +75,13 @@ def close(array: str, ours: Tensor, recorded: Tensor, limit: float) -> Compariso
         if not torch.equal(nan, ours.isnan()):
             return Comparison(array=array, error=math.inf, limit=limit)
         ours, recorded = ours.masked_fill(nan, 0.0), recorded.masked_fill(nan, 0.0)
-    return Comparison(array=array, error=distance(ours, recorded), limit=limit)
+    return Comparison(array=array, error=distance(ours, recorded, least=noise / limit), limit=limit)
 
 
-def scalar(name: str, ours: Tensor | float, recorded: float, limit: float) -> Comparison:
-    """One number, relative."""
+def scalar(name: str, ours: Tensor | float, recorded: float, limit: float, *, noise: float = 0.0) -> Comparison:
+    """One number, relative; `noise` as in `close`."""
     value = ours.detach().double() if isinstance(ours, Tensor) else torch.tensor(float(ours), dtype=torch.float64)
-    return close(name, value.reshape(()), torch.tensor(recorded, dtype=torch.float64), limit)
+    return close(name, value.reshape(()), torch.tensor(recorded, dtype=torch.float64), limit, noise=noise)
 
 
 def require(case: str, field: str, value: Any, known: Collection[Any]) -> Any:

@@ -73,10 +73,10 @@ def whole_file(path: Path, size: int, sha256: str) -> bytes:
     return data
 
 
-def distance(ours: Tensor, reference: Tensor) -> float:
-    """max|ours - reference| / max|reference|; the plain maximum where the reference is all zeros."""
+def distance(ours: Tensor, reference: Tensor, *, least: float = 0.0) -> float:
+    """max|ours - reference| / max(max|reference|, least); the plain maximum where both of these are 0."""
     ours, reference = ours.detach().double(), reference.double()
     assert ours.shape == reference.shape, f"{tuple(ours.shape)} for {tuple(reference.shape)}"
     difference = float((ours - reference).abs().max())
-    scale = float(reference.abs().max())
+    scale = max(float(reference.abs().max()), least)
     return difference / scale if scale > 0 else difference
