@@ -219,6 +219,8 @@ def _check_choices(moe: MoeConfig) -> Iterator[ConfigError]:
     most = {"switch": 1, "top_2": 2, "expert_choice": 1}.get(moe.router, moe.num_experts)
     if moe.router == "switch_max" and moe.semantics == "mesh_tf":
         most = 1
+    if moe.router == "top_2" and moe.semantics == "flaxformer":
+        most = moe.num_experts  # its router takes any number of choices
     least = 2 if moe.router == "top_2" else 1
     if not least <= moe.top_k <= min(most, max(moe.num_experts, least)):
         span = f"{least}" if least == most else f"{least} to {most}"

@@ -49,6 +49,15 @@ def test_batch_priority_with_two_choices_is_a_setting_of_flaxformer():
     assert router_settings(cfg.moe, "decoder").choices == 1, "the decoder's switch keeps its own number"
 
 
+def test_flaxformer_takes_any_number_of_choices_and_mesh_tf_two():
+    moe = compose(["moe=flaxformer", "moe.router=top_2", "moe.top_k=3"]).moe
+    settings = router_settings(moe, "decoder")
+    assert (settings.router, settings.choices, settings.gates, settings.aux_choices) == ("top_2", 3, "full", "sum")
+    for overrides in (["moe.router=top_2", "moe.top_k=3"], ["moe=flaxformer", "moe.router=top_2", "moe.top_k=9"]):
+        with pytest.raises(ConfigError, match="needs 2"):
+            compose(overrides)
+
+
 def test_a_second_choice_costs_one_more_expert_in_each_expert_layer():
     one, two = (compose(["model=switch_base_8", f"moe.router={router}"]) for router in ("switch", "top_2"))
     assert num_params(one.model, one.moe) == num_params(two.model, two.moe)
