@@ -95,14 +95,18 @@ def route(
     return _tokens_choose(logits_GSE, p_GSE, tokens, settings, capacity, second_GS, x_GSD.dtype, wide)
 
 
-def _softmax(logits_GSE: Tensor, settings: RouterSettings) -> Tensor:
+def _softmax(logits_GSE: Tensor, settings: RouterSettings, *, dim: int = -1) -> Tensor:
     """Probabilities in the dtype of the logits; in a narrow dtype the forms round differently at every step."""
     if settings.softmax == "fused":
-        return logits_GSE.softmax(-1)
-    if settings.softmax == "minus_logsumexp":
-        return (logits_GSE - logits_GSE.logsumexp(-1, keepdim=True)).exp()
-    exp_GSE = (logits_GSE - logits_GSE.detach().amax(-1, keepdim=True)).exp()
-    return exp_GSE / exp_GSE.sum(-1, keepdim=True)
+        return logits_GSE.softmax(dim)
+    top = logits_GSE.detach().amax(dim, keepdim=True)
+    exp_GSE = (logits_GSE - top).exp()
+    total = exp_GSE.sum(dim, keepdim=True)
+    if settings.softmax == "over_sum":
+        return exp_GSE / total
+    # Not torch.logsumexp, whose gradient is exp(l - logsumexp): far from 0 the logsumexp has lost digits of the sum. In
+    # a group of padding alone, all at -1e9, it has lost the sum: every p is 1, and the gradient still that of a mean.
+    return (logits_GSE - (total.log() + top)).exp()
 
 
 def _logits(
@@ -178,7 +182,8 @@ def _top_choices(p_GSE: Tensor, first_GS: Tensor, settings: RouterSettings) -> t
             if settings.gates == "renormalised":
                 rest_GSE = torch.where(chosen_GSE & first_GS.unsqueeze(-1), 0.0, rest_GSE)
             else:
-                rest_GSE = rest_GSE.masked_fill(chosen_GSE, -1.0)
+                # -1, then -2: with more choices than experts the second turn has the experts' own order.
+                rest_GSE = torch.where(chosen_GSE, rest_GSE.clamp(max=0.0) - 1.0, rest_GSE)
     return torch.stack(choices, -1), torch.stack(gates, -1), rest_GSE
 
 
@@ -228,7 +233,7 @@ def _experts_choose(
     E = p_GSE.shape[-1]
     score_GSE, rank_GSE = p_GSE, _ranks(logits_GSE, p_GSE)
     if settings.expert_softmax == "over_tokens":
-        score_GSE = rank_GSE = _far_padding(logits_GSE, tokens, settings).softmax(1)
+        score_GSE = rank_GSE = _softmax(_far_padding(logits_GSE, tokens, settings), settings, dim=1)
     takes_GS = tokens.some_GS if settings.padding == "skipped" else torch.ones_like(tokens.some_GS)
     takes_GSE = takes_GS.unsqueeze(-1).expand_as(score_GSE)
     slots = experts_choose(rank_GSE.detach(), takes_GSE, capacity=capacity, limit_G=limit_G)
