@@ -46,9 +46,11 @@ def export_run(
 ) -> tuple[Path, list[str]]:
     """Write the newest whole checkpoint of a run; the folder and lines about what differs there.
 
-    Raises ConfigError for a model that the library cannot build or a folder that is not empty. Written beside and
-    renamed, so that a folder is whole or absent.
+    Raises ConfigError for a model that the library cannot build or a folder that is not empty, CheckpointError if it
+    cannot be written. Written beside and renamed, so that a folder is whole or absent.
     """
+    from safetensors import SafetensorError
+
     from conf import compose
     from model.hf.names import EMBEDDING
     from model.hf.notes import export_notes
@@ -63,18 +65,19 @@ def export_run(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError("DIR", got=str(target), needs="a new or empty folder", hint="another folder")
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         kept = _read_unread(run, cfg)
         kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity, kept)
         _write_tokenizer(cfg, run, partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)
-    except BaseException:
+    except (OSError, SafetensorError) as error:  # the latter is how a full disk is told
+        raise CheckpointError(f"{target}: cannot be written ({error}); try another folder") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
     return target, export_notes(cfg, kind, expert_capacity=expert_capacity, kept=EMBEDDING in kept)
 
 

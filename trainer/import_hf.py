@@ -166,6 +166,8 @@ def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
         partial.rename(root)
     except OSError as error:
         raise CheckpointError(f"{root}: cannot be written ({error}); try another --runs-dir") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{root} was not made: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root / checkpoint.relative_to(partial)

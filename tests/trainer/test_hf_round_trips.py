@@ -107,6 +107,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file/run: cannot be written .*--runs-dir"):
         import_main([str(theirs), "--runs-dir", str(tmp_path / "file"), "--name", "run"])
+    with pytest.raises(CheckpointError, match=r"file/out: cannot be written"):
+        exported(imported(theirs, tmp_path, "run"), tmp_path / "file" / "out")
 
 
 def test_tensors_that_are_no_values_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
