@@ -31,7 +31,7 @@ LIMITS: dict[Precision, dict[Quantity, float]] = {
         "routing": 0.0, "loss": 1e-5, "aux": 1e-5, "z": 1e-5, "gradient": 5e-5, "norm": 1e-5, "parameter": 0.02,
         "moment": 1e-4,
     },
-    "bf16": {"routing": 0.0, "loss": 1e-2, "aux": 1e-2, "z": 1e-2},
+    "bf16": {"routing": 0.0, "loss": 1e-2, "aux": 1e-2, "z": 1e-2, "norm": 5e-2},
     "fp64": {"routing": 0.0, "loss": 1e-10, "aux": 1e-10, "z": 1e-10, "gradient": 1e-10, "norm": 1e-10},
 }  # fmt: skip
 # Outputs of sublayers are not judged: they tell where what is judged begins to differ.
@@ -137,14 +137,26 @@ class Ledger:
         self._limits, self._tie, self._output_limit = limits, tie, output_limit
         self.findings = Findings()
 
-    def note(self, quantity: Quantity, error: float, *, step: int, where: str = "", position: int = 0) -> None:
-        """Keep the error if it is the largest of its quantity, or the first past its limit. NaN counts as infinite."""
+    def note(
+        self,
+        quantity: Quantity,
+        error: float,
+        *,
+        step: int,
+        where: str = "",
+        position: int = 0,
+        limit: float | None = None,
+    ) -> None:
+        """Keep the error if it is the largest of its quantity, or the first past its limit. NaN counts as infinite.
+
+        `limit` takes the place of the quantity's own.
+        """
         error = math.inf if math.isnan(error) else error
         entry = Error(quantity=quantity, error=error, where=where, step=step, position=position)
         held = self.findings
         if quantity not in held.worst or error > held.worst[quantity].error:
             held.worst[quantity] = entry
-        if quantity in self._limits and error > self._limits[quantity]:
+        if error > (self._limits.get(quantity, math.inf) if limit is None else limit):
             held.first = _earlier(held.first, entry)
             held.past.setdefault(_key(entry), set()).add(where)
 
@@ -162,14 +174,23 @@ class Ledger:
         self.note(quantity, _share(abs(ours - theirs), abs(theirs)), step=step, where=where, position=at)
 
     def tensor(
-        self, quantity: Quantity, ours: Tensor, theirs: Tensor, scale: float, *, step: int, where: str, at: int
+        self,
+        quantity: Quantity,
+        ours: Tensor,
+        theirs: Tensor,
+        scale: float,
+        *,
+        step: int,
+        where: str,
+        at: int,
+        limit: float | None = None,
     ) -> None:
         """Compare a shard with the same part of the reference; `scale`: what the largest difference is divided by."""
         assert ours.shape == theirs.shape, f"{where}: {tuple(ours.shape)} here, {tuple(theirs.shape)} in the reference"
         wide = torch.float64 if torch.float64 in (ours.dtype, theirs.dtype) else torch.float32
         difference = (ours.detach().to("cpu", wide) - theirs.to(wide)).abs()
         largest = float(difference.max()) if difference.numel() else 0.0
-        self.note(quantity, _share(largest, scale), step=step, where=where, position=at)
+        self.note(quantity, _share(largest, scale), step=step, where=where, position=at, limit=limit)
 
     def key(self, what: str, *, step: int) -> None:
         """Note a noise key that is not the one process': before everything that forward computes."""

@@ -54,8 +54,9 @@ class PlainAdafactor(Optimizer):
         else:
             row_R = state["exp_avg_sq_row"] = _mixed(state.get("exp_avg_sq_row"), squared.mean(-1), keep)
             column_C = state["exp_avg_sq_col"] = _mixed(state.get("exp_avg_sq_col"), squared.mean(-2), keep)
-            v = row_R[..., :, None] * column_C[..., None, :] / row_R.mean(-1)[..., None, None]
-        update = x.grad / v.sqrt()
+            rows, columns = row_R.double(), column_C.double()  # in fp32 the product of two empty rows' means is 0
+            v = rows[..., :, None] * columns[..., None, :] / rows.mean(-1)[..., None, None]
+        update = (x.grad / v.sqrt()).to(x.dtype)
         update = update / max(1.0, float(_rms(update)) / settings.clip_threshold)
         scale = max(1e-3, float(_rms(x))) if settings.relative_step else 1.0
         x.mul_(1.0 - lr * weight_decay).sub_(lr * scale * update)

@@ -35,6 +35,8 @@ from trainer.verify.trace import Trace, Tracer
 
 GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS, UNITS = "gradient", "parameter", "slots", "tokens", "logits", "units"
 OUTPUT = "output"
+INITIAL = -1  # the "step" of the weights before the first one
+NOTHING = StepNumbers(loss=0.0, entered=0.0, aux=0.0, z=0.0, layer_aux={}, layer_z={})
 
 
 def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
@@ -50,6 +52,8 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
     if dtype != torch.float64:
         masters = _masters(module, cfg)
         optimizer = build_reference(cfg.optim, masters, {name: spec_of(p).decay for name, p in parameters.items()})
+    held = parameters if masters is None else masters
+    write_step(folder, INITIAL, {f"{PARAMETER}/{n}": p.detach() for n, p in held.items()}, NOTHING, 0.0)
     for step in range(steps):
         numbers = _forward_backward(module, cfg, step, device)
         tensors = {f"{GRADIENT}/{n}": _gradient(p, dtype) for n, p in parameters.items()}
@@ -151,7 +155,13 @@ def write_step(
     save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / f"step{step}.safetensors")
     largest = {key: float(value.abs().max()) for key, value in tensors.items() if value.is_floating_point()}
     places = [trace.place for trace in traces]
-    written = {"numbers": numbers.to_json(), "norm": norm, "largest": largest, "places": places}
+    squares = {
+        key.partition("/")[2]: float(value.double().square().sum())
+        for key, value in tensors.items() if key.startswith(f"{GRADIENT}/")
+    }  # fmt: skip
+    written = {
+        "numbers": numbers.to_json(), "norm": norm, "largest": largest, "places": places, "squares": squares,
+    }  # fmt: skip
     (folder / f"step{step}.json").write_text(json.dumps(written), encoding="utf-8")
 
 
@@ -162,6 +172,7 @@ class ReferenceStep:
         written = json.loads((folder / f"step{step}.json").read_text(encoding="utf-8"))
         self.numbers = StepNumbers.from_json(written["numbers"])
         self.norm = float(written["norm"])
+        self.squares: dict[str, float] = written["squares"]  # of gradients, summed over each parameter
         self.places: list[str] = written["places"]  # of outputs, in the order in which forward made them
         self._largest: dict[str, float] = written["largest"]
         self._file: Any = safe_open(folder / f"step{step}.safetensors", framework="pt")

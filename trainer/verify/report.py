@@ -13,6 +13,7 @@ from conf.convert import to_dict
 from conf.estimate import num_params
 from trainer.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
 from trainer.verify.plan import Plan
+from trainer.verify.reference import INITIAL
 from trainer.verify.verify import Verdict, precision_of
 
 _LAYOUT_WIDTH, _WIDTH = 48, 10
@@ -82,7 +83,7 @@ def row(verdict: Verdict) -> list[str]:
         more = sorted(verdict.findings.same_as_first() - {first.where, ""})
         if more:
             shown = ", ".join(more[:_PLACES]) + (f" and {len(more) - _PLACES} more" if len(more) > _PLACES else "")
-            lines.append(f"    {first.quantity} of others in that step: {shown}")
+            lines.append(f"    {first.quantity} of others as well: {shown}")
     lines += [f"    {line}" for line in verdict.message.splitlines()]
     return lines
 
@@ -116,11 +117,12 @@ def _block(place: str) -> tuple[bool, float]:
 
 def describe(error: Error) -> str:
     """An error in words."""
+    when = "before the first step" if error.step == INITIAL else f"in step {error.step + 1}"
     if error.where.startswith(KEY):
-        return f"{error.where} in step {error.step + 1}"
+        return f"{error.where} {when}"
     where = f" of {error.where}" if error.where else ""
     size = f"{error.error:.0f} tokens" if error.quantity == "routing" else f"{error.error:.2e}"
-    return f"{error.quantity}{where} in step {error.step + 1}: {size}"
+    return f"{error.quantity}{where} {when}: {size}"
 
 
 def duration(seconds: float) -> str:

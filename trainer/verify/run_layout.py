@@ -23,8 +23,8 @@ from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
 from parallel import collectives
 from parallel.engine import MASTER, Engine, StateTensor, StepResult
-from parallel.layout import Shard, replica_axis, shard_of, tagged_parameters
-from parallel.optim import is_counted
+from parallel.layout import Shard, replica_axis, shard_of, spec_of, tagged_parameters
+from parallel.optim import is_counted, replica_axes
 from parallel.rng import NoiseKey
 from parallel.types import ParallelGroups
 from trainer.session import build_initialised, layer_names
@@ -34,7 +34,7 @@ from trainer.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, 
 from trainer.verify.kinks import UnitReplay
 from trainer.verify.numbers import StepNumbers, Tally
 from trainer.verify.record import GivenLogits, Recorder
-from trainer.verify.reference import GRADIENT, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
+from trainer.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
 from trainer.verify.rows import RowFinder
 from trainer.verify.trace import Trace, Tracer
 
@@ -84,6 +84,7 @@ def run_layout(task: Task, groups: ParallelGroups, device: torch.device, damage:
     runner = _ExactRunner(task, groups, device) if task.precision == "fp64" else _EngineRunner(task, groups, device)
     run = RankRun(cfg=task.cfg, groups=groups, module=runner.module, engine=runner.engine)
     with damage(run) if damage else nullcontext():
+        runner.compare_initial()
         for step in range(task.steps):
             runner.step(step)
             if runner.units is not None:
@@ -118,6 +119,18 @@ class _Runner(ABC):
         self.shards = {name: shard_of(parameter, groups) for name, parameter in self.parameters.items()}
         self.positions = {name: i for i, name in enumerate(self.parameters)}
         self.layers = {name: i for i, name in enumerate(layer_names(task.cfg))}
+
+    def compare_initial(self) -> None:
+        """The weights on every rank are the drawn ones, rounded to the dtype they compute in."""
+        reference = ReferenceStep(Path(self.task.folder), INITIAL)
+        for name, parameter in self.parameters.items():
+            self.compare_exactly(name, parameter, reference.part(PARAMETER, name, self.shards[name].slices), INITIAL)
+
+    def compare_exactly(self, name: str, ours: Tensor, theirs: Tensor, step: int) -> None:
+        """Weights that must be equal to the last bit."""
+        lr, at = self.cfg.schedule.lr, self.positions[name]
+        theirs = theirs.to(ours.dtype)
+        self.ledger.tensor("parameter", ours, theirs, lr, step=step, where=name, at=at, limit=0.0)
 
     @abstractmethod
     def step(self, step: int) -> None:
@@ -214,6 +227,16 @@ class _EngineRunner(_Runner):
         engine = build_initialised(task.cfg, groups, device)
         super().__init__(task, groups, device, engine.module, engine)
 
+    def compare_initial(self) -> None:
+        """The masters as well."""
+        super().compare_initial()
+        assert self.engine is not None
+        reference = ReferenceStep(Path(self.task.folder), INITIAL)
+        for state in self.engine.read_state():
+            if state.kind == MASTER:
+                theirs = reference.part(PARAMETER, state.name, self.shards[state.name].slices)
+                self.compare_exactly(state.name, state.value, theirs, INITIAL)
+
     def step(self, step: int) -> None:
         """See `_Runner`."""
         engine, reference = self.engine, self.open(step)
@@ -223,29 +246,66 @@ class _EngineRunner(_Runner):
 
         def look() -> None:
             self.compare_forward(step, reference, tally.numbers(self.groups))
-            self.compare_gradients(step, reference, engine.gradients())
+            gradients = engine.gradients()
+            self.compare_gradients(step, reference, gradients)
+            squares.update(self._squares(gradients))
 
+        squares: dict[str, float] = {}
         lr, watched = self.cfg.schedule.lr, cast("Engine", _BeforeStep(engine, look))
         norm = train_step(
             watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, groups=self.groups, device=self.device
         )[1]
         self.ledger.number("norm", norm, reference.norm, step=step)
+        if self.task.precision == "bf16":
+            self._compare_norms(step, reference, squares, norm)
         if self.task.precision == "fp32":
             for name, parameter in self.parameters.items():  # the copy on every rank, not only its owner's
                 self._compare_parameter(step, reference, name, parameter)
+        else:
+            self._compare_copies(step)
         for state in engine.read_state():
             self._compare_state(step, reference, state)
+
+    def _squares(self, gradients: dict[str, Tensor]) -> dict[str, float]:
+        """Sum of squares of each parameter's gradient. Copies count in proportion: none has to be singled out."""
+        shares: list[Tensor] = []
+        for name, gradient in gradients.items():
+            copies = self.groups.world.size * gradient.numel() / math.prod(self.shards[name].global_shape)
+            shares.append(gradient.double().square().sum() / copies)
+        summed = collectives.all_reduce(torch.stack(shares), self.groups.world)
+        return dict(zip(gradients, summed.tolist(), strict=True))
+
+    def _compare_norms(self, step: int, reference: ReferenceStep, squares: dict[str, float], norm: float) -> None:
+        """In bf16, where rounding moves single elements by their own size: the norm of this layout's own gradients, and
+        the norms of experts and of the rest."""
+        own = math.sqrt(sum(squares.values()))
+        limit = LIMITS["fp32"]["gradient"]
+        self.ledger.note("norm", abs(norm / own - 1), step=step, where="its own gradients", limit=limit)
+        for experts, where in ((True, "experts"), (False, "all but experts")):
+            names = [name for name, p in self.parameters.items() if spec_of(p).is_expert == experts]
+            ours, theirs = (math.sqrt(sum(of[name] for name in names)) for of in (squares, reference.squares))
+            self.ledger.number("norm", ours, theirs, step=step, where=where, at=1)
 
     def _compare_parameter(self, step: int, reference: ReferenceStep, name: str, value: Tensor) -> None:
         theirs = reference.part(PARAMETER, name, self.shards[name].slices)
         lr, at = self.cfg.schedule.lr, self.positions[name]
         self.ledger.tensor("parameter", value, theirs, lr, step=step, where=name, at=at)
 
+    def _compare_copies(self, step: int) -> None:
+        """That all copies of a weight are equal; `_compare_state` compares the owner's with the rounded master."""
+        for name, parameter in self.parameters.items():
+            ours = parameter.detach().float()
+            for axis in replica_axes(parameter, self.groups):
+                for op in ("max", "min"):
+                    self.compare_exactly(name, ours, collectives.all_reduce(ours.clone(), axis, op), step)
+
     def _compare_state(self, step: int, reference: ReferenceStep, state: StateTensor) -> None:
         shard = self.shards[state.name]
         self.cover(f"{PARAMETER if state.kind == MASTER else state.kind}/{state.name}", shard, state.dims)
         if state.kind == MASTER:
             self._compare_parameter(step, reference, state.name, state.value)
+            if self.task.precision == "bf16":
+                self.compare_exactly(state.name, self.parameters[state.name], state.value, step)
             return
         slices = shard.slices if state.dims is None else tuple(shard.slices[d] for d in state.dims)
         theirs = reference.part(state.kind, state.name, slices)

@@ -35,6 +35,16 @@ def test_errors_of_numbers(ours, theirs, expected):
     assert book.findings.worst["loss"].error == pytest.approx(expected)
 
 
+def test_a_limit_of_ones_own_takes_the_place_of_the_quantitys():
+    book = Ledger(LIMITS["bf16"])
+    one = torch.ones(2)
+    book.tensor("parameter", one * 1.001, one, 1.0, step=-1, where="w", at=7, limit=0.0)
+    book.tensor("parameter", one * 1.01, one, 1.0, step=0, where="v", at=3)
+    assert book.findings.first is not None
+    assert (book.findings.first.where, book.findings.first.step) == ("w", -1)
+    assert book.findings.worst["parameter"].where == "v"
+
+
 def test_what_is_not_a_number_differs():
     book = ledger()
     book.tensor("gradient", torch.tensor([math.nan]), torch.tensor([1.0]), 1.0, step=0, where="w", at=0)
@@ -55,9 +65,9 @@ def test_the_first_to_differ_is_the_cause_not_the_largest():
 
 def test_an_unjudged_quantity_is_measured_only():
     book = Ledger(LIMITS["bf16"])
-    book.number("norm", 2.0, 1.0, step=0)
+    book.number("moment", 2.0, 1.0, step=0)
     assert book.findings.first is None
-    assert book.findings.worst["norm"].error == 1.0
+    assert book.findings.worst["moment"].error == 1.0
 
 
 def test_findings_of_ranks_join_and_travel():

@@ -67,7 +67,7 @@ def test_a_difference_ends_in_exit_code_1(monkeypatch, capsys, tmp_path):
     assert command.run(plan("tp=2"), tmp_path / "r.json") == 1
     printed = capsys.readouterr().out
     assert "first to differ: gradient of encoder.layers.1.ff.experts.wi in step 2: 5.00e-01" in printed
-    assert "gradient of others in that step: other" in printed
+    assert "gradient of others as well: other" in printed
     assert "1 of 1 layouts do NOT equal one process" in printed
     assert json.loads((tmp_path / "r.json").read_text())["layouts"][0]["first"]["quantity"] == "gradient"
 

@@ -57,3 +57,16 @@ def test_vectors_keep_the_whole_moment_and_banks_are_matrices_apart():
     assert optimizer.state[vector]["exp_avg_sq"].shape == (4,)
     assert optimizer.state[bank]["exp_avg_sq_row"].shape == (2, 3)
     assert optimizer.state[bank]["exp_avg_sq_col"].shape == (2, 5)
+
+
+def test_an_expert_without_tokens_stays_as_it_is():
+    bank = torch.nn.Parameter(torch.ones(2, 3, 5))
+    optimizer = build_reference(OPTIM, {"b": bank}, {"b": False})
+    bank.grad = torch.rand(2, 3, 5) * 1e-4
+    bank.grad[1] = 0.0
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()
+    assert bank.isfinite().all()
+    assert torch.equal(bank[1], torch.ones(3, 5))
+    assert (bank[0] != 1.0).all()

@@ -9,7 +9,9 @@ from tests.trainer.verify.tiny import plan
 from trainer.verify.batches import global_rows
 from trainer.verify.trace import Tracer, fingerprint, traced_modules
 
-CFG = plan("tp=1", ranks=1, overrides=("model.num_encoder_layers=1", "model.num_decoder_layers=1", "moe.sparse_every=1")).base
+CFG = plan(
+    "tp=1", ranks=1, overrides=("model.num_encoder_layers=1", "model.num_decoder_layers=1", "moe.sparse_every=1")
+).base
 
 
 def traces(rows):
