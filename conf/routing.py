@@ -28,7 +28,8 @@ class RouterSettings:
     router: RouterName
     choices: int  # experts a token may try, most probable first
     padding: Literal["skipped", "routed", "zeroed"]  # zeroed: score 0, last choice; takes slots
-    math: Math  # dtype of product and softmax
+    math: Math  # dtype of the softmax
+    product: Math  # dtype of the product and of noise on logits
     kernel: Math  # dtype the weight is rounded to before the product
     decision: Math  # dtype the probabilities are rounded to before the choice
     combine: Math  # dtype of the gate when it multiplies the expert's output
@@ -90,11 +91,15 @@ def router_settings(moe: MoeConfig, stack: Stack) -> RouterSettings:
         aux_choices = "none"
     masked = padding == "skipped" and (moe.padding != "semantics" or (router == "top_2" and row.top_2_aux == "masked"))
     narrow = moe.router_precision == "activation"
+    math: Math = "fp32"
+    if narrow or (router == "ntlb" and row.ntlb_math == "activation" and not mended):
+        math = "activation"
     settings = RouterSettings(
         router=router,
         choices=choices,
         padding=padding,
-        math="activation" if narrow or (router == "ntlb" and row.ntlb_math == "activation" and not mended) else "fp32",
+        math=math,
+        product=math if mended or math == "activation" else row.product,
         kernel="fp32" if mended else row.kernel,
         decision=row.decision,
         combine="fp32" if not narrow and mended and row.loss == "activation" else row.combine,

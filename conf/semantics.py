@@ -30,6 +30,7 @@ class Semantics:
     padding: Literal["skipped", "routed"]  # skipped: no slot and gate 0; routed: padding is a token like any other
     decision: Literal["fp32", "activation"]  # dtype that probabilities are rounded to before the arg max
     kernel: Literal["fp32", "activation"]  # dtype that the router weight is rounded to before its fp32 product
+    product: Literal["fp32", "activation"]  # dtype of the product and of noise on logits; the softmax is fp32
     ntlb_math: Literal["fp32", "activation"]  # dtype of product and softmax of the no-token-left-behind router
     combine: Literal["fp32", "activation"]  # dtype of the gate when it multiplies the expert's output
     loss: Literal["fp32", "activation"]  # dtype the layer's loss is rounded to before and after its weight
@@ -76,6 +77,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         padding="skipped",
         decision="fp32",
         kernel="activation",
+        product="fp32",
         ntlb_math="activation",
         combine="activation",
         loss="activation",
@@ -114,6 +116,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         padding="routed",
         decision="fp32",
         kernel="fp32",
+        product="fp32",
         ntlb_math="fp32",
         combine="fp32",
         loss="fp32",
@@ -152,6 +155,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         padding="routed",
         decision="activation",
         kernel="fp32",
+        product="fp32",
         ntlb_math="fp32",
         combine="activation",
         loss="fp32",
@@ -190,6 +194,7 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         padding="routed",
         decision="fp32",
         kernel="fp32",
+        product="activation",
         ntlb_math="fp32",
         combine="activation",
         loss="fp32",

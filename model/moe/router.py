@@ -81,7 +81,10 @@ def route(
     tokens = _Tokens(real_GS, real_GS, real_GS)
     if importance_GS is not None:
         tokens = _Tokens(importance_GS == 1, importance_GS > 0, importance_GS)
-    logits_GSE = _logits(x_GSD if settings.math == "activation" else x_GSD.to(wide), weight_DE, settings, noise, x_GSD)
+    read_GSD = x_GSD if settings.product == "activation" else x_GSD.to(wide)
+    logits_GSE = _logits(read_GSD, weight_DE, settings, noise, x_GSD)
+    if settings.math == "fp32":
+        logits_GSE = logits_GSE.to(wide)
     if tap is not None:
         logits_GSE = tap.logits(logits_GSE)
     p_GSE = _softmax(logits_GSE, settings)

@@ -17,7 +17,7 @@ from tests.model.t5.build import MOE
 
 
 def settings_of(semantics: SemanticsName, **moe) -> RouterSettings:
-    return router_settings(replace(MOE, semantics=semantics, defects="reproduced", **moe), "encoder")
+    return router_settings(replace(MOE, **{"semantics": semantics, "defects": "reproduced", **moe}), "encoder")
 
 
 MESH = settings_of("mesh_tf")
@@ -150,6 +150,16 @@ def test_jitter_multiplies_the_routers_input():
     by_hand = route(x * (0.99 + 0.02 * uniform), real, weight, settings=MESH, capacity=6)
     torch.testing.assert_close(noisy.logits_GSE, by_hand.logits_GSE, rtol=1e-14, atol=1e-14)
     assert not torch.equal(noisy.logits_GSE, route(x, real, weight, settings=MESH, capacity=6).logits_GSE)
+
+
+def test_paper_listing_multiplies_in_the_activations_dtype_and_mended_does_not():
+    x, real, weight = problem(7, 2, 40, 8)
+    x, weight = x.bfloat16(), weight.float()
+    low = route(x, real, weight, settings=settings_of("paper"), capacity=6).logits_GSE
+    assert torch.equal(low, (x @ weight.bfloat16()).float())
+    assert low.dtype == torch.float32
+    high = route(x, real, weight, settings=settings_of("paper", defects="mended"), capacity=6).logits_GSE
+    assert torch.equal(high, x.float() @ weight)
 
 
 def test_paper_listing_leaves_slot_zero_empty_and_jitters_logits():
