@@ -36,6 +36,9 @@ def folders_of(path: Path) -> list[Path]:
     found = sorted(child for child in path.iterdir() if (child / "manifest.json").is_file())
     if not found:
         raise Unreadable(f"{path}: no manifest.json in it or in a folder directly below")
+    for child in sorted(path.iterdir()):
+        if child.is_dir() and child not in found:
+            print(f"{child}: no manifest.json in it, not checked")
     return found
 
 
@@ -55,17 +58,25 @@ def comparisons(folder: Path) -> Iterator[tuple[str, Comparison]]:
     return RUNNERS[kind_of(folder)](folder)
 
 
+def uncompared(folder: Path, seen: set[str]) -> list[str]:
+    """Cases and tables of the manifest that no comparison in `seen` names."""
+    manifest = read_manifest(folder)
+    entries = [case["case"] for case in manifest.get("cases", [])] + [one["file"] for one in manifest.get("tables", [])]
+    return [entry for entry in entries if not any(entry in name for name in seen)]
+
+
 def check(folder: Path) -> int:
     """Print one line per array; 0, or 1 at the first that does not hold."""
     kind = kind_of(folder)
     print(f"{folder}  ({kind})")
-    count = 0
+    count, seen = 0, set[str]()
     try:
         for case, found in RUNNERS[kind](folder):
             verdict = "ok" if found.holds else "MISMATCH"
             limit = "exact" if found.limit == 0 else f"limit {found.limit:.0e}"
             print(f"  {verdict:<8} {case}  {found.array}  error {found.error:.2e}  {limit}")
             count += 1
+            seen.add(case)
             if not found.holds:
                 print(f"{folder}: {case}: {found.array} differs by {found.error:.3e} ({limit})")
                 return 1
@@ -74,6 +85,8 @@ def check(folder: Path) -> int:
         return 1
     except (OSError, KeyError, json.JSONDecodeError, ValueError) as error:
         raise Unreadable(f"{folder}: {type(error).__name__}: {error}") from error
+    if missing := uncompared(folder, seen):
+        raise Unreadable(f"{folder}: nothing was recorded that can be compared in {', '.join(missing)}")
     if not count:
         raise Unreadable(f"{folder}: the manifest lists neither cases nor tables")
     print(f"{folder}: {count} comparisons hold")

@@ -28,11 +28,18 @@ class GoldenCase:
     path: Path
     size: int
     sha256: str
+    shapes: dict[str, tuple[int, ...]] | None = None  # of the arrays, where the manifest lists them
 
     def arrays(self) -> dict[str, Tensor]:
-        """All arrays by name, as stored (float32, int32, uint8). Raises ValueError if the file is not whole."""
-        data = whole_file(self.path, self.size, self.sha256)
-        return load(data)
+        """All arrays by name, as stored (float32, int32, uint8).
+
+        Raises ValueError if the file is not whole or does not hold the arrays that the manifest lists.
+        """
+        arrays = load(whole_file(self.path, self.size, self.sha256))
+        if self.shapes is not None and self.shapes != {name: tuple(one.shape) for name, one in arrays.items()}:
+            differ = sorted(set(self.shapes) ^ set(arrays)) or "shapes"
+            raise ValueError(f"{self.path}: {self.name}: the manifest lists other arrays than the file has: {differ}")
+        return arrays
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -53,6 +60,7 @@ def read_cases(folder: Path) -> list[GoldenCase]:
             path=folder / case["file"],
             size=case["bytes"],
             sha256=case["sha256"],
+            shapes={name: tuple(shape) for name, shape, *_ in case["arrays"]} if "arrays" in case else None,
         )
         for case in read_manifest(folder)["cases"]
     ]

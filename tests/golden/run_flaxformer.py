@@ -142,7 +142,7 @@ class FlaxCase:
         self.real_GS = x_GSD.detach().abs().sum(-1) > 0
         settings: RouterSettings = router_settings(self.moe, "encoder")
         if self.config["router_dtype"] == "bfloat16":
-            settings = replace(settings, math="activation")
+            settings = replace(settings, math="activation", product="activation")
             x_GSD = x_GSD.bfloat16()
         tap = RouterBias(self.want["router_bias"]) if self.config["use_bias"] else None
         self.routing: Routing = route(x_GSD, self.real_GS, self.kernel, settings=settings, capacity=capacity, tap=tap)

@@ -15,14 +15,23 @@ from tests.golden.check import main
 from tests.golden.compare import close, exact, scalar
 from tests.golden.grouping import flaxformer_groups, flaxformer_padding, mesh_tf_groups
 from tests.golden.reader import GOLDEN
+from tests.golden.run_mesh_tf import INPUTS
 
 recorded = pytest.mark.skipif(
     not (GOLDEN / "mesh_tf").is_dir(), reason="the recorded reference runs (../shared/golden) are absent"
 )
 
 
-def one_case(folder: Path, kind: str, case: str, *, config: dict | None = None, change: str | None = None) -> Path:
-    """A folder with one recorded case; `change` adds 1 to the first entry of an array."""
+def one_case(
+    folder: Path,
+    kind: str,
+    case: str,
+    *,
+    config: dict | None = None,
+    change: str | None = None,
+    keep: str | None = None,
+) -> Path:
+    """A folder with one recorded case; `change` adds 1 to the first entry of an array; `keep`: the only array kept."""
     manifest = json.loads((GOLDEN / kind / "manifest.json").read_text())
     (entry,) = [one for one in manifest["cases"] if one["case"] == case]
     entry["config"] |= config or {}
@@ -32,6 +41,8 @@ def one_case(folder: Path, kind: str, case: str, *, config: dict | None = None, 
         arrays = load_file(target)
         arrays[change].view(-1)[0] += 1
         save_file(arrays, target)
+    if keep is not None:
+        save_file({keep: load_file(target)[keep]}, target)
     data = target.read_bytes()
     entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "cases": [entry], "tables": []}))
@@ -86,6 +97,36 @@ def test_an_unknown_setting_is_a_failure_and_never_skipped(tmp_path, capsys, kin
 def test_another_capacity_factor_is_a_mismatch_not_a_pass(tmp_path, capsys):
     assert main([str(one_case(tmp_path, "mesh_tf", "switch_train_pad", config={"capacity_factor_train": 1.0}))]) == 1
     assert "capacity differs" in capsys.readouterr().out
+
+
+@recorded
+def test_an_array_that_the_manifest_lists_is_not_missed_in_silence(tmp_path, capsys):
+    assert main([str(one_case(tmp_path, "mesh_tf", "switch_train_pad", keep="x"))]) == 2
+    assert "lists other arrays than the file has: ['coo_index'" in capsys.readouterr().err
+
+
+@recorded
+def test_a_case_without_anything_to_compare_is_not_passed_over(tmp_path, capsys):
+    folder = one_case(tmp_path, "mesh_tf", "switch_train_pad")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (whole,) = manifest["cases"]
+    arrays = {name: array for name, array in load_file(folder / whole["file"]).items() if name in INPUTS}
+    save_file(arrays, folder / "bare.safetensors")
+    data = (folder / "bare.safetensors").read_bytes()
+    bare = {**whole, "case": "bare", "file": "bare.safetensors", "scalars": {}, "bytes": len(data)}
+    bare |= {"sha256": hashlib.sha256(data).hexdigest(), "arrays": [[n, list(a.shape), "f"] for n, a in arrays.items()]}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "cases": [whole, bare]}))
+    assert main([str(folder)]) == 2
+    assert "can be compared in bare" in capsys.readouterr().err
+
+
+@recorded
+def test_a_folder_without_a_manifest_beside_others_is_named(tmp_path, capsys):
+    (tmp_path / "mesh").mkdir()
+    (tmp_path / "junk").mkdir()
+    one_case(tmp_path / "mesh", "mesh_tf", "switch_eval_nomask")
+    assert main([str(tmp_path)]) == 0
+    assert "junk: no manifest.json in it, not checked" in capsys.readouterr().out
 
 
 def test_folders_that_cannot_be_read_exit_with_2(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden.check import comparisons, folders_of
+from tests.golden.check import comparisons, folders_of, uncompared
 from tests.golden.compare import RUNNERS
 from tests.golden.reader import GOLDEN, read_manifest
 
@@ -18,7 +18,5 @@ def test_every_recording_of_the_folder_holds(folder):
     wrong = [f"{case}: {one}" for case, one in found if not one.holds]
     assert not wrong, "\n".join(wrong)
     seen = {case for case, _ in found}
-    manifest = read_manifest(folder)
-    entries = [case["case"] for case in manifest["cases"]] + [table["file"] for table in manifest.get("tables", [])]
-    missing = [entry for entry in entries if not any(entry in name for name in seen)]
+    missing = uncompared(folder, seen)
     assert not missing, f"entries without a comparison: {missing}"
