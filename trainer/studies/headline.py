@@ -15,6 +15,8 @@ from trainer.studies.arguments import add_common_arguments, check_common_argumen
 from trainer.studies.grid import Cell
 
 STUDY = "headline"
+# Unless a model is asked for: the default is mostly embedding, and experts are worth nothing to it (docs/log.md).
+MODEL = "small_long"
 DENSE = 1  # a dense model stands for one expert
 METRICS = ("eval/loss_text", "eval/loss")
 _OWNED = ("model.moe=", "moe.num_experts=", "moe.group_sequences=", "schedule=", "schedule.name=", "schedule.lr=",
@@ -52,7 +54,9 @@ def cell_name(experts: int, seed: int) -> str:
 
 def _overrides(experts: int, seed: int, arguments: argparse.Namespace) -> tuple[str, ...]:
     kind = ("model.moe=dense",) if experts == DENSE else (f"moe.num_experts={experts}",)
+    chosen = any(line.startswith("model=") for line in arguments.overrides)
     return (
+        *(() if chosen else (f"model={MODEL}",)),
         *common_overrides(arguments, seed=seed),
         *kind,
         # Groups as large as the semantics allow: in small ones the minimum capacity of 4 slots, not the capacity

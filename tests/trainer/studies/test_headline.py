@@ -20,6 +20,7 @@ def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("headline")
     words = [
         *TINY[:-1],
+        "model=small",
         "--out",
         str(out),
         "--steps",
@@ -51,6 +52,18 @@ def test_a_grid_is_every_size_and_the_dense_twin_for_every_seed():
     cells = headline.cells(arguments)
     assert [cell.name for cell in cells[:3]] == ["dense-s1", "switch2-s1", "switch16-s1"]
     assert len(cells) == 6
+
+
+def test_the_model_is_one_whose_experts_matter_unless_another_is_asked_for():
+    def models(*words):
+        return {compose(cell.arguments(cell_out)).model.preset for cell in headline.cells(parse(*words))}
+
+    def parse(*words):
+        return headline.parser().parse_args([*words, "--seeds", "1", "--experts", "2"])
+
+    cell_out = parse().out
+    assert models() == {"small_long"}
+    assert models("model=small") == {"small"}
 
 
 def test_runs_differ_in_experts_alone(study):
