@@ -108,8 +108,13 @@ def complete(keys: dict[str, int], *, ranks: int, own: Layout) -> Layout:
     dp = keys.get("dp", world // tp)
     if tp * dp != world or world > ranks:
         given = " ".join(f"{key}={value}" for key, value in keys.items())
-        needs = f"tp * dp = {world} ranks" if tp * dp != world else f"at most {ranks} ranks"
-        raise ConfigError("--layouts", got=given, needs=needs, hint=f"--ranks {max(tp * dp, world)}")
+        needs, hint = f"tp * dp = {world} ranks", f"--ranks {max(tp * dp, world)}"
+        if max(tp * dp, world) > ranks or tp > ranks:
+            needs, hint = f"at most {ranks} ranks", f"--ranks {max(tp, tp * dp, world)}"
+        elif "dp" not in keys:
+            needs = f"a tp that divides {world} ranks: {', '.join(map(str, divisors(world)))}"
+            hint = f"'{given} dp=1', which takes {tp} of them"
+        raise ConfigError("--layouts", got=given, needs=needs, hint=hint)
     return Layout(
         tp=tp,
         dp=dp,

@@ -102,7 +102,7 @@ def make_plan(
             layouts = list(cover.layouts)
     if not layouts:
         shown = "; ".join(f"{each.layout}: {each.reason}" for each in refused[:3])
-        raise ConfigError("--layouts", got=shown, needs="a layout that this configuration can run", hint="--ranks 2")
+        raise ConfigError("--layouts", got=shown, needs="a layout that this configuration can run")
     return Plan(
         base=base, changes=tuple(changes), ranks=ranks, layouts=tuple(layouts), refused=tuple(refused), cover=cover,
         steps=steps, exact=exact, timeout_s=timeout_s,

@@ -1,5 +1,6 @@
 """Layouts as typed, completed, multiplied out and refused."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,9 +33,18 @@ def test_what_is_no_setting_is_refused(text):
         read_keys(text)
 
 
-@pytest.mark.parametrize(("text", "ranks"), [("tp=3", 4), ("tp=2 dp=4", 4), ("tp=2 ranks=3", 4)])
-def test_layouts_that_do_not_fit_the_ranks(text, ranks):
-    with pytest.raises(ConfigError, match="--ranks"):
+@pytest.mark.parametrize(
+    ("text", "ranks", "told"),
+    [
+        ("tp=3", 4, "a tp that divides 4 ranks: 1, 2, 4; try 'tp=3 dp=1'"),
+        ("tp=2 dp=4", 4, "at most 4 ranks; try --ranks 8"),
+        ("tp=4", 2, "at most 2 ranks; try --ranks 4"),
+        ("tp=2 ranks=3", 4, "a tp that divides 3 ranks: 1, 3; try"),
+        ("tp=2 dp=1 ranks=3", 4, "tp * dp = 3 ranks; try"),
+    ],
+)
+def test_layouts_that_do_not_fit_the_ranks(text, ranks, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
         complete(read_keys(text), ranks=ranks, own=OWN)
 
 
