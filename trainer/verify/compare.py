@@ -188,7 +188,7 @@ class Ledger:
         """Compare a shard with the same part of the reference; `scale`: what the largest difference is divided by."""
         assert ours.shape == theirs.shape, f"{where}: {tuple(ours.shape)} here, {tuple(theirs.shape)} in the reference"
         wide = torch.float64 if torch.float64 in (ours.dtype, theirs.dtype) else torch.float32
-        difference = (ours.detach().to("cpu", wide) - theirs.to(wide)).abs()
+        difference = (ours.detach().to("cpu", wide) - theirs.detach().to("cpu", wide)).abs()
         largest = float(difference.max()) if difference.numel() else 0.0
         self.note(quantity, _share(largest, scale), step=step, where=where, position=at, limit=limit)
 
