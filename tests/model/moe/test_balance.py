@@ -1,0 +1,57 @@
+"""Losses of the routers against loops, for settings that the recordings and the oracle of whole routings leave out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conf.routing import router_settings
+from model.moe.router import route
+from tests.model.moe.router_oracle import probabilities
+from tests.model.moe.test_router import problem
+from tests.model.t5.build import MOE
+
+
+def test_mended_second_loss_counts_real_tokens_alone():
+    moe = replace(MOE, semantics="mesh_tf", router="top_2", num_experts=4)
+    x, real, weight = problem(3, 2, 9, 4, pads=0.4)
+    first, both = (
+        route(x, real, weight, settings=router_settings(replace(moe, second_loss_weight=w), "encoder"), capacity=9)
+        for w in (0.0, 0.5)
+    )
+    want = 0.0
+    for g in range(2):
+        tokens = [s for s in range(9) if real[g, s]]
+        f, P = [0.0] * 4, [0.0] * 4
+        for s in tokens:
+            p = probabilities((x[g, s] @ weight).tolist())
+            p[p.index(max(p))] = 0.0
+            f[p.index(max(p))] += 1 / len(tokens)
+            P = [total + one / sum(p) / len(tokens) for total, one in zip(P, p, strict=True)]
+        want += 4 * sum(a * b for a, b in zip(f, P, strict=True)) * len(tokens) / 9
+    assert float(both.aux_loss - first.aux_loss) == pytest.approx(0.5 * want, rel=1e-6)
+
+
+def test_second_rate_tokens_are_chosen_by_experts_but_do_not_count_in_their_balance():
+    moe = replace(MOE, semantics="mesh_tf", router="expert_choice", num_experts=3, defects="reproduced")
+    x, _, weight = problem(4, 1, 6, 3)
+    importance = torch.tensor([[1.0, 0.5, 0.0, 1.0, 0.25, 1.0]])
+    settings = router_settings(moe, "encoder")
+    out = route(x, importance == 1, weight, settings=settings, capacity=2, importance_GS=importance)
+    logits = (x[0] @ weight).tolist()
+    counted = [s for s in range(6) if importance[0, s] > 0]
+    columns = [probabilities([logits[s][e] for s in counted]) for e in range(3)]
+    attention = [sum(column[i] for column in columns) / 3 for i in range(len(counted))]
+    square = sum(a * a for s, a in zip(counted, attention, strict=True) if importance[0, s] == 1)
+    assert float(out.aux_loss) == pytest.approx(float(importance.sum()) * square, rel=1e-9)
+
+
+def test_losses_of_a_router_that_computes_in_bf16_are_fp32():
+    moe = replace(MOE, semantics="mesh_tf", router="ntlb", num_experts=4, top_k=2, defects="reproduced")
+    x, real, weight = problem(5, 1, 6, 4)
+    out = route(x.bfloat16(), real, weight.bfloat16(), settings=router_settings(moe, "encoder"), capacity=3)
+    assert out.logits_GSE.dtype == torch.bfloat16
+    for value in (out.aux_loss, out.z_sum, out.gates_GSK):
+        assert value.dtype == torch.float32
