@@ -55,3 +55,11 @@ def test_losses_of_a_router_that_computes_in_bf16_are_fp32():
     assert out.logits_GSE.dtype == torch.bfloat16
     for value in (out.aux_loss, out.z_sum, out.gates_GSK):
         assert value.dtype == torch.float32
+
+
+def test_what_falls_on_an_expert_is_counted_without_the_padding_that_is_routed():
+    moe = replace(MOE, semantics="flaxformer", router="top_2", num_experts=4)
+    x, real, weight = problem(6, 2, 9, 4, pads=0.5)
+    out = route(x, real, weight, settings=router_settings(moe, "encoder"), capacity=2)
+    assert 0 < int(real.sum()) < real.numel()
+    assert int(out.stats.load_E.sum()) == 2 * int(real.sum())

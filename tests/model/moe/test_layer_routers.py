@@ -99,6 +99,11 @@ def test_capacity_of_tensors_is_the_capacity_of_numbers(semantics, train):
         assert capacities(moe, tokens, train=train).tolist() == want
 
 
+def test_capacity_of_tensors_stops_at_the_group():
+    moe = moe_config(Variant(experts=2, capacity_factor=5.0), min_expert_capacity=3)
+    assert capacities(moe, torch.tensor([0, 2, 4, 9]), train=True).tolist() == [3, 3, 4, 9]
+
+
 def test_a_decoder_does_not_look_ahead_unless_told():
     for router in ("expert_choice", "switch_max"):
         moe = moe_config(Variant(router=router))
