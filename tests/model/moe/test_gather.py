@@ -76,3 +76,16 @@ def test_empty_slots_do_not_read_garbage():
     empty = routing.tokens_GEC.transpose(0, 1) == 6
     assert bool(empty.any())
     assert torch.equal(dispatch(x, index)[empty], torch.zeros(int(empty.sum()), 5, dtype=torch.float64))
+
+
+def test_the_gradient_of_an_fp32_gate_on_bf16_rows_is_summed_in_fp32():
+    random = torch.Generator().manual_seed(2)
+    index = two_choices()
+    buffer = torch.randn(2, 1, 2, 64, generator=random).bfloat16()
+    gates = torch.rand(1, 3, 2, generator=random).requires_grad_()
+    cotangent = torch.randn(1, 3, 64, generator=random).bfloat16()
+    (combine(buffer, gates, index) * cotangent).sum().backward()
+    rows = torch.cat((buffer.view(-1, 64), torch.zeros(1, 64)))[index.rows_NK].float()  # the last: no slot
+    want = (rows * cotangent[0].float().unsqueeze(1)).sum(-1)
+    assert gates.grad is not None
+    torch.testing.assert_close(gates.grad[0], want, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from conf.routing import router_settings
 from conf.semantics import SEMANTICS, RouterName, SemanticsName
 from model.moe.capacity import capacities
 from model.moe.layer import MoeLayer
+from model.moe.types import Routing
 from parallel.dispatch import LocalExchange
 from parallel.rng import NoiseKey
 from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, model_config, moe_config
@@ -102,6 +103,57 @@ def test_capacity_of_tensors_is_the_capacity_of_numbers(semantics, train):
 def test_capacity_of_tensors_stops_at_the_group():
     moe = moe_config(Variant(experts=2, capacity_factor=5.0), min_expert_capacity=3)
     assert capacities(moe, torch.tensor([0, 2, 4, 9]), train=True).tolist() == [3, 3, 4, 9]
+
+
+class Decided(list[Routing]):
+    """A tap that keeps what was decided."""
+
+    def logits(self, logits_GSE: torch.Tensor) -> torch.Tensor:
+        return logits_GSE
+
+    def decided(self, routing: Routing) -> None:
+        self.append(routing)
+
+
+def test_jitter_that_leaks_is_the_one_the_router_sees():
+    layer = build_layer(variant("hf", "switch", defects="reproduced", jitter=0.9, experts=1))
+    layer.moe = replace(layer.moe, min_expert_capacity=LENGTH)
+    layer.tap = seen = Decided()
+    rows: list[torch.Tensor] = []
+    layer.experts.register_forward_pre_hook(lambda _, given: rows.append(given[0].detach()))
+    x, _, _ = batch(Variant())
+    layer(x, torch.ones(x.shape[:2], dtype=torch.bool), mode="train", noise=NOISE)
+    tokens = rows[0].view(BATCH, LENGTH, -1)  # one expert: slots are tokens
+    assert not torch.allclose(tokens, x)
+    torch.testing.assert_close(tokens @ layer.router.weight.detach(), seen[0].logits_GSE.detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("defects", ["mended", "reproduced"])
+def test_gates_of_bf16_layers_are_rounded_where_the_reference_rounds_them(defects):
+    layer = build_layer(variant("mesh_tf", "switch", defects=defects, experts=2, capacity_factor=2.0))
+    layer.experts.wi.data = torch.eye(6, 8).expand(2, 6, 8).clone()
+    layer.experts.wo.data = torch.eye(8, 6).expand(2, 8, 6).clone()
+    layer.experts.bfloat16()
+    weight = layer.router.weight.data = torch.tensor([0.0, 0.1]).expand(6, 2).clone()
+    x = torch.rand(BATCH, LENGTH, 6, generator=torch.Generator().manual_seed(0)).bfloat16()  # relu changes nothing
+    with torch.no_grad():
+        y, _ = layer(x, torch.ones(BATCH, LENGTH, dtype=torch.bool), mode="train", noise=None)
+    if defects == "reproduced":
+        weight = weight.bfloat16().float()
+    gate = (x.float() @ weight).softmax(-1)[..., 1:]
+    rounded, whole = x * gate.bfloat16(), (x.float() * gate).bfloat16()
+    assert not torch.equal(rounded, whole)
+    torch.testing.assert_close(y, rounded if defects == "reproduced" else whole, rtol=0, atol=0)
+
+
+def test_gated_experts_have_the_tanh_form_of_gelu():
+    layer = build_layer(Variant(ffn="gated_gelu"))
+    x = torch.linspace(-3, 3, 4 * 2 * 6, dtype=torch.float64).view(4, 2, 6)
+    bank = layer.experts
+    inner = x @ bank.wi_0
+    gelu = 0.5 * inner * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)))
+    want = (gelu * (x @ bank.wi_1)) @ bank.wo
+    torch.testing.assert_close(bank(x, capacity=2, noise=None), want, rtol=1e-12, atol=1e-12)
 
 
 def test_a_decoder_does_not_look_ahead_unless_told():

@@ -49,3 +49,27 @@ def test_the_gradient_of_p_adds_up_to_zero_far_from_zero():
     (grad,) = torch.autograd.grad(route(x, real, far, settings=settings, capacity=8).gates_GSK.sum(), far)
     assert float(grad.abs().max()) > 0.1
     assert float(grad.sum(1).abs().max()) < 2e-7
+
+
+def test_a_second_gate_equal_to_the_threshold_is_not_sent():
+    for threshold, sent in ((0.5, 1), (0.499, 2)):
+        moe = replace(REPRODUCED, router="top_2", num_experts=4, second_policy="threshold", second_threshold=threshold)
+        x, real = torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool)
+        out = route(x, real, torch.zeros(1, 4), settings=router_settings(moe, "encoder"), capacity=1)
+        assert int((out.slots_GSK < 4).sum()) == sent
+
+
+def test_the_place_in_the_queue_is_known_beyond_the_capacity_and_minus_one_where_a_token_does_not_queue():
+    settings = router_settings(replace(REPRODUCED, router="switch", num_experts=2), "encoder")
+    real = torch.tensor([[True, False, True, True]])
+    out = route(torch.zeros(1, 4, 1), real, torch.zeros(1, 2), settings=settings, capacity=1)
+    assert out.places_GSQ.flatten().tolist() == [0, -1, 1, 2]
+    assert out.slots_GSK.flatten().tolist() == [0, 2, 2, 2]
+
+
+def test_the_load_of_a_router_with_further_tries_is_what_tokens_asked_first():
+    settings = router_settings(replace(REPRODUCED, router="ntlb", num_experts=3, top_k=3), "encoder")
+    real = torch.tensor([[True, False, True, True]])
+    out = route(torch.zeros(1, 4, 1), real, torch.zeros(1, 3), settings=settings, capacity=1)
+    assert out.stats.load_E.tolist() == [3, 0, 0]
+    assert out.stats.kept_E.tolist() == [1, 1, 1]
