@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.errors import PointsmanError
@@ -23,19 +23,21 @@ INTERRUPTED = 128 + signal.SIGINT
 DEBUG_VARIABLE = "POINTSMAN_DEBUG"
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for a rank's last words
 TIME_KEY = "nanoseconds"
+CODE_KEY = "exit_code"
+UNEXPECTED = 1  # Python's exit code of an exception that nothing catches
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def guarded(work: Callable[[], int]) -> int:
     """Run `work` and return its exit code; a `PointsmanError` becomes a short message on stderr and exit code 2.
 
-    With POINTSMAN_DEBUG=1 the traceback is shown as well. Every exception is also left in torchrun's error file, if
-    there is one, so that the launcher knows which rank failed first. Other exceptions are raised on.
+    With POINTSMAN_DEBUG=1 the traceback is shown as well. Every exception is also left for the launcher (`noted`).
+    Other exceptions are raised on.
     """
     try:
-        return work()
+        with noted():
+            return work()
     except PointsmanError as error:
-        write_error_file(error)
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             traceback.print_exc()
         print(short_message(error), file=sys.stderr, flush=True)
@@ -43,6 +45,17 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Leave an exception in torchrun's error file, if there is one, so that the launcher knows which rank failed first.
+
+    A rank must note its failure before it takes its process groups down: its peers, which fail as soon as their
+    connections close, would otherwise be first. So the note that exists already is kept.
+    """
+    try:
+        yield
     except Exception as error:
         write_error_file(error)
         raise
@@ -56,16 +69,19 @@ def short_message(error: PointsmanError) -> str:
 
 
 def write_error_file(error: BaseException) -> None:
-    """Write the error in the form torchrun's agent reads; without an agent do nothing."""
+    """Write the error in the form torchrun's agent reads; nothing without an agent or where a note is already."""
     path = os.environ.get(ERROR_FILE_VARIABLE)
-    if not path:
+    if not path or os.path.exists(path):
         return
     trace = "".join(traceback.format_exception(error))
     now = time.time_ns()  # torch keeps whole seconds, too coarse to tell who failed first
-    extra = {"py_callstack": trace, "timestamp": str(now // 10**9), TIME_KEY: now}
+    code = USER_ERROR if isinstance(error, PointsmanError) else UNEXPECTED
+    extra = {"py_callstack": trace, "timestamp": str(now // 10**9), TIME_KEY: now, CODE_KEY: code}
     message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
+    draft = Path(f"{path}.draft")  # the agent may look, or end this process, at any moment
     with suppress(OSError):  # losing the note must not hide the error itself
-        Path(path).write_text(json.dumps({"message": message}))
+        draft.write_text(json.dumps({"message": message}))
+        draft.replace(path)
 
 
 def die_with_parent(signum: int = signal.SIGTERM) -> None:

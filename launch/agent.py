@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.process import TIME_KEY, USER_ERROR
+from conf.process import CODE_KEY, TIME_KEY, USER_ERROR
 from launch.local import LOG_DIR_VARIABLE
 
 TAIL_LINES = 20
+_BY_KERNEL = {-signum for signum in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)}
 CALM_SECONDS = 60.0  # between a signal to the ranks and SIGKILL for those that have not ended
 
 
@@ -49,10 +50,7 @@ def report(failures: dict[int, Any], *, log_dir: Path) -> int:
     `failures` are torch's `ProcessFailure`s by global rank. Ranks that ended with the same words as the first share
     its entry; the rest, which as a rule lost their connection to it, get a line each.
     """
-    # SIGTERM is how the agent ends the others, so such a rank is the cause only when there is no other.
-    ordered = sorted(
-        failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, failure_time(item[1]), item[0])
-    )
+    ordered = sorted(failures.items(), key=lambda item: (_ended_by_agent(item[1]), failure_time(item[1]), item[0]))
     cause = ordered[0][1]
     words = last_words(cause, log_dir)
     alike = [rank for rank, failure in ordered if failure is cause or (note_of(failure) and note_of(failure) == words)]
@@ -62,20 +60,33 @@ def report(failures: dict[int, Any], *, log_dir: Path) -> int:
     print(f"output of the ranks: {log_dir}", file=sys.stderr)
     who = f"rank {alike[0]}" if len(alike) == 1 else "ranks " + ", ".join(map(str, sorted(alike)))
     print("\n  ".join([f"{who} failed: {ending(cause)}", *words]), file=sys.stderr, flush=True)
-    return cause.exitcode if cause.exitcode > 0 else 128 - cause.exitcode
+    code = exit_code(cause)
+    return code if code > 0 else 128 - code
 
 
 def failure_time(failure: Any) -> int:
-    """Nanoseconds since the epoch; whole seconds where the rank left no note of ours."""
-    noted = _note(failure).get("extraInfo", {}).get(TIME_KEY)
-    return noted if noted is not None else failure.timestamp * 10**9
+    """Nanoseconds since the epoch: of the rank's note, or of the second in which the agent saw that it had ended.
+
+    The kernel's signals leave no note, and come from no other rank's end: such a rank gets a second's start over the
+    notes of those that lost their connection to it.
+    """
+    noted = _extra(failure).get(TIME_KEY)
+    return noted if noted is not None else (failure.timestamp - (failure.exitcode in _BY_KERNEL)) * 10**9
+
+
+def exit_code(failure: Any) -> int:
+    """As in subprocess: negative for a signal.
+
+    Where a rank left a note, the code it was about to end with: what met it on the way out, the agent's SIGTERM or an
+    abort of some library's threads, is not how it failed.
+    """
+    return _extra(failure).get(CODE_KEY, failure.exitcode)
 
 
 def ending(failure: Any) -> str:
     """How the process ended."""
-    if failure.exitcode < 0:
-        return f"killed by {signal.Signals(-failure.exitcode).name}"
-    return f"exit code {failure.exitcode}"
+    code = exit_code(failure)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def last_words(failure: Any, log_dir: Path) -> list[str]:
@@ -85,7 +96,7 @@ def last_words(failure: Any, log_dir: Path) -> list[str]:
     """
     logs = sorted(log_dir.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"), key=lambda path: path.stat().st_mtime)
     note = note_of(failure)
-    if logs and not (note and failure.exitcode == USER_ERROR):
+    if logs and not (note and exit_code(failure) == USER_ERROR):
         return logs[-1].read_text(errors="replace").splitlines()[-TAIL_LINES:]
     return note or ["its message is above"]
 
@@ -93,6 +104,15 @@ def last_words(failure: Any, log_dir: Path) -> list[str]:
 def note_of(failure: Any) -> list[str]:
     """Lines of the message a rank left for the agent; none where it left nothing."""
     return str(_note(failure).get("message", "")).splitlines()
+
+
+def _ended_by_agent(failure: Any) -> bool:
+    """SIGTERM is how the agent ends the others; one that has left a note had failed before."""
+    return failure.exitcode == -signal.SIGTERM and not _note(failure)
+
+
+def _extra(failure: Any) -> dict[str, Any]:
+    return _note(failure).get("extraInfo", {})
 
 
 def _note(failure: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from conf.compose import compose
 from conf.identity import check_packages
-from conf.process import die_with_parent, guarded
+from conf.process import die_with_parent, guarded, noted
 from conf.schema import RunConfig
 from data.prepare import prepare_data
 from trainer.progress import PreparationView
@@ -50,11 +50,12 @@ def _train(overrides: list[str]) -> int:
 
     if cfg.launch.threads_per_rank:
         torch.set_num_threads(cfg.launch.threads_per_rank)
-    groups = init_groups(cfg.parallel)
     try:
-        from trainer.run import run_training
+        with noted():
+            groups = init_groups(cfg.parallel)
+            from trainer.run import run_training
 
-        return run_training(cfg, groups)
+            return run_training(cfg, groups)
     finally:
         destroy_groups()
 

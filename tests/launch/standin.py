@@ -16,7 +16,7 @@ from pathlib import Path
 
 from conf.errors import ConfigError
 from conf.identity import check_packages
-from conf.process import die_with_parent, guarded
+from conf.process import die_with_parent, guarded, noted
 
 
 def work() -> int:
@@ -32,22 +32,27 @@ def work() -> int:
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
-    total = torch.tensor([rank], dtype=torch.int64)
-    dist.all_reduce(total)
-    print(f"rank {rank} of {world}: sum {total.item()}, terminal {sys.stdout.isatty()}", flush=True)
-    if action == "fail" and rank == int(target):
-        raise ConfigError("train.steps", got=-1, needs="a positive number", hint="train.steps=100")
-    marker = out / "crashed"
-    if action == "crash" and rank == int(target) and not marker.exists():
-        marker.touch()
-        raise RuntimeError("an unexpected crash")
-    if action == "fail":
-        dist.all_reduce(total)  # the peers of a failed rank see their connection close
-    (out / f"rank-{rank}.json").write_text(json.dumps(report(int(total.item()))))
-    while action == "wait" and not stopped:
-        time.sleep(0.05)
-    dist.destroy_process_group()
+    from parallel.groups import destroy_groups
+
+    try:
+        with noted():
+            dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
+            total = torch.tensor([rank], dtype=torch.int64)
+            dist.all_reduce(total)
+            print(f"rank {rank} of {world}: sum {total.item()}, terminal {sys.stdout.isatty()}", flush=True)
+            if action == "fail" and rank == int(target):
+                raise ConfigError("train.steps", got=-1, needs="a positive number", hint="train.steps=100")
+            marker = out / "crashed"
+            if action == "crash" and rank == int(target) and not marker.exists():
+                marker.touch()
+                raise RuntimeError("an unexpected crash")
+            if action == "fail":
+                dist.all_reduce(total)  # the peers of a failed rank see their connection close
+            (out / f"rank-{rank}.json").write_text(json.dumps(report(int(total.item()))))
+            while action == "wait" and not stopped:
+                time.sleep(0.05)
+    finally:
+        destroy_groups()  # as the trainer does, however it ends
     if stopped:
         (out / f"stopped-{rank}").write_text(signal.Signals(stopped[0]).name)
     return 0

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from conf.process import TIME_KEY
+from conf.process import CODE_KEY, TIME_KEY
 from launch.agent import report
 
 
-def failure(local_rank: int, exitcode: int, *, at: int, note: str | None) -> Any:
-    data = {} if note is None else {"message": {"message": note, "extraInfo": {TIME_KEY: at}}}
+def failure(local_rank: int, exitcode: int, *, at: int, note: str | None, noted_code: int | None = None) -> Any:
+    extra = {TIME_KEY: at, CODE_KEY: exitcode if noted_code is None else noted_code}
+    data = {} if note is None else {"message": {"message": note, "extraInfo": extra}}
     return SimpleNamespace(local_rank=local_rank, exitcode=exitcode, timestamp=at // 10**9, error_file_data=data)
 
 
@@ -65,3 +66,25 @@ def test_rank_ended_by_the_agent_is_not_taken_for_the_cause(tmp_path: Path, caps
 def test_killed_rank_names_the_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report({0: failure(0, -9, at=0, note=None)}, log_dir=tmp_path) == 137
     assert "rank 0 failed: killed by SIGKILL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signum", [6, 15])
+def test_what_meets_a_failed_rank_on_its_way_out_is_not_the_cause(
+    signum: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cause = failure(1, -signum, at=5 * 10**9, note="ConfigError: data.files: got []", noted_code=2)
+    victim = failure(0, 1, at=5 * 10**9 + 1, note="RuntimeError: Connection closed by peer")
+    assert report({0: victim, 1: cause}, log_dir=tmp_path) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "rank 0 ended after that: exit code 1"
+    assert told[-2:] == ["rank 1 failed: exit code 2", "  ConfigError: data.files: got []"]
+
+
+def test_rank_killed_by_the_kernel_comes_before_those_that_lost_their_connection_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = 10**9
+    cause = failure(1, -9, at=6 * second, note=None)  # seen by the agent up to a second after the other's note
+    victim = failure(0, 1, at=6 * second - 50, note="RuntimeError: Connection closed by peer")
+    assert report({0: victim, 1: cause}, log_dir=tmp_path) == 137
+    assert "rank 1 failed: killed by SIGKILL" in capsys.readouterr().err

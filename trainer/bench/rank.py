@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from conf.compose import compose
-from conf.process import die_with_parent, guarded
+from conf.process import die_with_parent, guarded, noted
 from parallel.types import ParallelGroups
 from trainer.bench import exchange, step
 from trainer.bench.result import Row
@@ -37,14 +37,17 @@ def _measure(what: str, out: str, rounds: str, threads: str, *, overrides: tuple
 
     torch.set_num_threads(int(threads))
     cfg = compose(overrides, world=world_from_environment())
-    groups = init_groups(cfg.parallel)
-    device = local_device(cfg)
-    make_repeatable(device)  # as in a training run
-    settings = Settings(cfg=cfg, overrides=overrides, device=device, rounds=int(rounds), threads=int(threads))
-    rows = [row.to_json() for row in BENCHMARKS[what](settings, groups)]
-    if groups.is_main:
-        Path(out).write_text(json.dumps(rows), encoding="utf-8")
-    destroy_groups()
+    try:
+        with noted():
+            groups = init_groups(cfg.parallel)
+            device = local_device(cfg)
+            make_repeatable(device)  # as in a training run
+            settings = Settings(cfg=cfg, overrides=overrides, device=device, rounds=int(rounds), threads=int(threads))
+            rows = [row.to_json() for row in BENCHMARKS[what](settings, groups)]
+            if groups.is_main:
+                Path(out).write_text(json.dumps(rows), encoding="utf-8")
+    finally:
+        destroy_groups()
     return 0
 
 
