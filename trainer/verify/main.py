@@ -119,8 +119,7 @@ def run(plan: Plan, report_file: Path | None) -> int:
 
     with _ended_by_sigterm():
         verdicts = verify(plan, say=say)
-    asked = len(plan.refused) if plan.cover is None else 0  # of a covering set nobody has asked for each
-    _print(["", *report.closing(verdicts, precision, left_out=asked), f"{time.monotonic() - began:.0f} s"])
+    _print(["", *report.closing(verdicts, precision), f"{time.monotonic() - began:.0f} s"])
     if report_file is not None:
         report.write_json(report_file, plan, verdicts)
         _print([f"report: {report_file}"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conf.compose import compose
+from conf.convert import raise_all
 from conf.derive import padded_vocab_size
 from conf.errors import ConfigError, ConfigErrors
 from conf.estimate import local_params, num_params
@@ -76,8 +77,9 @@ def make_plan(
 ) -> Plan:
     """Compose, turn noise on, choose layouts. Raises ConfigError(s) for what the user can mend.
 
-    `typed`: layouts as text; without any, a pairwise covering set, or with `everything` the whole product. `ranks`
-    None: as many as the typed layouts need, GPUs at hand, or DEFAULT_RANKS.
+    `typed`: layouts as text, each of which the configuration must be able to run; without any, a pairwise covering
+    set, or with `everything` the whole product. `ranks` None: as many as the typed layouts need, GPUs at hand, or
+    DEFAULT_RANKS.
     """
     base = _base_config(overrides)
     base, changes = with_noise(base)
@@ -94,6 +96,8 @@ def make_plan(
     if keys:
         wanted = [complete(each, ranks=ranks, own=own) for each in keys]
         layouts, refused = split_valid(base, _distinct(wanted, exact=exact))
+        needs = "a layout that this configuration can run"
+        raise_all([ConfigError("--layouts", got=no.layout, needs=f"{needs}; {no.reason}") for no in refused])
     else:
         layouts, refused = _all_that_fit(base, ranks, own, exact=exact)
         ranks = max([1, *(layout.world for layout in layouts)])

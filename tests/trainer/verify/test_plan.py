@@ -2,7 +2,7 @@
 
 import pytest
 
-from conf.errors import ConfigError
+from conf.errors import ConfigError, ConfigErrors
 from tests.trainer.verify.tiny import TINY, plan
 from trainer.verify.layouts import Layout
 from trainer.verify.plan import available_memory, bytes_needed, check_memory, make_plan
@@ -77,12 +77,17 @@ def test_odd_numbers_of_ranks_are_used_as_far_as_they_go(ranks, most):
     assert max(layout.world for layout in made.layouts) == made.ranks == most
 
 
-def test_layouts_that_cannot_be_are_left_out_with_the_reason():
-    made = plan("tp=2", "ep=8 dp=8", ranks=8)
-    assert len(made.layouts) == 1
-    assert "moe.num_experts" in made.refused[0].reason
+def test_of_a_default_set_what_cannot_be_run_is_left_out_with_the_reason():
+    made = plan(ranks=8)
+    assert all(layout.ep <= 4 for layout in made.layouts)
+    assert any("moe.num_experts" in each.reason for each in made.refused)
+
+
+def test_typed_layouts_that_cannot_be_run_are_all_named_and_none_is_run():
+    with pytest.raises(ConfigErrors, match=r"ep=8[\s\S]*num_experts[\s\S]*tp=8[\s\S]*num_heads"):
+        plan("tp=2", "ep=8 dp=8", "tp=8 dp=1", ranks=8)
     with pytest.raises(ConfigError, match="num_experts"):
-        plan("ep=8 dp=8")
+        plan("ep=8 dp=8", "dp=2", ranks=8)
 
 
 def test_a_layout_typed_as_overrides_is_not_passed_over():
