@@ -1,7 +1,6 @@
 """More planted defects, one a layout: each is found, and what is named first is the place where it was planted."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -12,8 +11,7 @@ import parallel.collectives
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 import trainer.step
 from parallel.layout import spec_of
-from tests.trainer.verify.tiny import plan, run
-from trainer.verify.layouts import own_layout
+from tests.trainer.verify.tiny import Planted, plan, run
 from trainer.verify.record import expert_layers
 from trainer.verify.report import describe_first
 
@@ -133,18 +131,12 @@ DEFECTS = {
 }  # fmt: skip
 
 
-@contextmanager
-def planted(job):
-    with ExitStack() as stack:
-        defect = DEFECTS[str(own_layout(job.cfg))][0](job)
-        if defect is not None:
-            stack.enter_context(defect)
-        yield
+PLANTED = Planted(defects={layout: defect for layout, (defect, _) in DEFECTS.items()})
 
 
 @pytest.fixture(scope="module")
 def spoiled():
-    return run(plan(*DEFECTS, ranks=2, steps=1), planted)
+    return run(plan(*DEFECTS, ranks=2, steps=1), PLANTED)
 
 
 @pytest.mark.slow
@@ -188,18 +180,10 @@ BF16 = {
 }
 
 
-@contextmanager
-def planted_in_bf16(job):
-    with ExitStack() as stack:
-        defect = BF16[str(own_layout(job.cfg))][0](job)
-        if defect is not None:
-            stack.enter_context(defect)
-        yield
-
-
 @pytest.mark.slow
 def test_defects_that_show_in_bf16():
-    verdicts = run(plan(*BF16, overrides=("train.precision=bf16",), ranks=2, steps=1), planted_in_bf16)
+    planted = Planted(defects={layout: defect for layout, (defect, _) in BF16.items()})
+    verdicts = run(plan(*BF16, overrides=("train.precision=bf16",), ranks=2, steps=1), planted)
     for layout, (_, place) in BF16.items():
         assert verdicts[layout].status == "differs", verdicts[layout]
         assert describe_first(verdicts[layout].findings).startswith(place), describe_first(verdicts[layout].findings)

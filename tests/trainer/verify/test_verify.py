@@ -1,6 +1,6 @@
 """Layouts equal one process, and each planted defect is found and named by what it spoils first."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -13,7 +13,7 @@ import trainer.step
 from conf.derive import micro_batch_size
 from parallel import collectives
 from parallel.layout import spec_of
-from tests.trainer.verify.tiny import plan, run
+from tests.trainer.verify.tiny import Planted, plan, run
 from trainer.verify.record import expert_layers
 
 
@@ -77,20 +77,12 @@ DEFECTS = {
 }
 
 
-@contextmanager
-def planted(job):
-    from trainer.verify.layouts import own_layout
-
-    with ExitStack() as stack:
-        defect = DEFECTS[str(own_layout(job.cfg))][0](job)
-        if defect is not None:
-            stack.enter_context(defect)
-        yield
+PLANTED = Planted(defects={layout: defect for layout, (defect, _, _) in DEFECTS.items()})
 
 
 @pytest.fixture(scope="module")
 def spoiled():
-    return run(plan(*DEFECTS, ranks=2, steps=1), planted)
+    return run(plan(*DEFECTS, ranks=2, steps=1), PLANTED)
 
 
 @pytest.mark.parametrize("layout", DEFECTS, ids=[defect.__name__ for defect, _, _ in DEFECTS.values()])

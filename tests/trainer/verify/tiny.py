@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+from trainer.verify.layouts import own_layout
 from trainer.verify.plan import Plan, make_plan
+from trainer.verify.run_layout import RankRun
 from trainer.verify.verify import Verdict, verify
 
 TINY = (
@@ -22,6 +28,24 @@ TINY = (
 
 def plan(*layouts: str, overrides: tuple[str, ...] = (), **settings) -> Plan:
     return make_plan([*TINY, *overrides], typed=layouts, **{"steps": 2, "timeout_s": 120.0, **settings})
+
+
+Defect = Callable[[RankRun], AbstractContextManager | None]  # does its damage, or returns what does it while entered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planted:
+    """Damage that plants a defect in the runs of each layout. A class, because it travels to the ranks."""
+
+    defects: Mapping[str, Defect]
+
+    @contextmanager
+    def __call__(self, job: RankRun) -> Iterator[None]:
+        with ExitStack() as stack:
+            defect = self.defects[str(own_layout(job.cfg))](job)
+            if defect is not None:
+                stack.enter_context(defect)
+            yield
 
 
 def run(made: Plan, damage=None) -> dict[str, Verdict]:
