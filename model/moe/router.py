@@ -234,9 +234,10 @@ def _experts_choose(
 ) -> Routing:
     """Each expert asks for the tokens of highest score: a softmax over the group's tokens, or over the experts."""
     E = p_GSE.shape[-1]
-    score_GSE, rank_GSE = p_GSE, _ranks(logits_GSE, p_GSE)
     if settings.expert_softmax == "over_tokens":
         score_GSE = rank_GSE = _softmax(_far_padding(logits_GSE, tokens, settings), settings, dim=1)
+    else:
+        score_GSE, rank_GSE = p_GSE, _ranks(logits_GSE, p_GSE)
     takes_GS = tokens.some_GS if settings.padding == "skipped" else torch.ones_like(tokens.some_GS)
     takes_GSE = takes_GS.unsqueeze(-1).expand_as(score_GSE)
     slots = experts_choose(rank_GSE.detach(), takes_GSE, capacity=capacity, limit_G=limit_G)
