@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conf.routing import router_settings
-from model.moe.router import route
+from model.moe.router import _softmax, route
 from tests.model.moe.router_oracle import probabilities
 from tests.model.moe.test_router import problem
 from tests.model.t5.build import MOE
@@ -55,6 +55,33 @@ def test_losses_of_a_router_that_computes_in_bf16_are_fp32():
     assert out.logits_GSE.dtype == torch.bfloat16
     for value in (out.aux_loss, out.z_sum, out.gates_GSK):
         assert value.dtype == torch.float32
+
+
+def test_the_shares_of_three_choices_are_not_rounded_with_the_router():
+    moe = replace(MOE, semantics="mesh_tf", router="ntlb", num_experts=5, top_k=3, defects="reproduced")
+    x, _, weight = problem(7, 1, 7, 5)
+    real = torch.ones(1, 7, dtype=torch.bool)
+    settings = router_settings(moe, "encoder")
+    assert settings.aux_choices == "mean"
+    out = route(x.bfloat16(), real, weight.bfloat16(), settings=settings, capacity=3)
+    assert out.logits_GSE.dtype == torch.bfloat16
+    p = _softmax(out.logits_GSE, settings)[0].tolist()  # rounded to bf16, as the reference has it
+    chosen = out.choices_GSQ[0].flatten().tolist()
+    want = 5 * sum(chosen.count(e) / 21 * sum(row[e] for row in p) / 7 for e in range(5))
+    assert float(out.aux_loss) == pytest.approx(want, rel=1e-6)
+
+
+def test_scores_by_which_experts_choose_are_fp32_where_the_router_computes_in_bf16():
+    moe = replace(MOE, semantics="mesh_tf", router="expert_choice", num_experts=3, router_precision="activation")
+    x, _, weight = problem(8, 1, 20, 3)
+    real = torch.ones(1, 20, dtype=torch.bool)
+    out = route(x.bfloat16(), real, weight.bfloat16(), settings=router_settings(moe, "encoder"), capacity=6)
+    assert torch.equal(out.logits_GSE, out.logits_GSE.bfloat16().float())
+    score_SE = out.logits_GSE[0].float().softmax(0)
+    takers_S = (out.gates_GSK[0] > 0).sum(-1)
+    for e in range(3):
+        tokens = out.tokens_GEC[0, e]
+        torch.testing.assert_close(out.gates_GSK[0, tokens, e], score_SE[tokens, e] / takers_S[tokens])
 
 
 def test_what_falls_on_an_expert_is_counted_without_the_padding_that_is_routed():
