@@ -17,12 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.convert import to_config, to_dict
 from conf.derive import resolve
 from conf.errors import ConfigError
+from conf.machine import local_ranks
 from conf.overrides import CONF_DIR, Overrides, groups, presets, read_overrides
 from conf.redact import redact_text
 from conf.schema import RunConfig
 from conf.validate import check_world, validate
 
 __all__ = ["compose", "dump", "load", "to_dict"]
+
+OmegaConf.register_new_resolver("local_ranks", local_ranks, replace=True)  # conf/launch/local.yaml
 
 
 def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -> RunConfig:

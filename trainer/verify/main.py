@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conf.errors import ConfigError
+from conf.machine import gpus_at_hand
 from trainer.verify.layouts import KEYS
 from trainer.verify.plan import Plan, available_memory, check_memory, make_plan
 
@@ -144,9 +145,7 @@ def _gpus(overrides: Sequence[str]) -> int:
     """GPUs that ranks may use: none where the backend is gloo."""
     if any(word.replace(" ", "") == "parallel.backend=gloo" for word in overrides):
         return 0
-    import torch
-
-    return torch.cuda.device_count()
+    return gpus_at_hand()
 
 
 def _print(lines: Sequence[str]) -> None:
