@@ -57,7 +57,7 @@ def _resume(rank: int, world: int, root: Path) -> tuple[str, bool]:
     [("mid_save", 1, 1), ("mid_save", 0, 1), ("before_commit", 0, 1), ("after_commit", 0, 2), ("after_commit", 1, 2)],
 )
 def test_kill(tmp_path: Path, point: str, bad_rank: int, chosen: int) -> None:
-    results = run_ranks_raw(_save_with_fault, 2, tmp_path, bad_rank, point, "kill", timeout_s=5, deadline_s=20)
+    results = run_ranks_raw(_save_with_fault, 2, tmp_path, bad_rank, point, "kill", timeout_s=5, deadline_s=60)
     assert results[bad_rank].exit_code == -9
     assert not any(r.hung for r in results)
     assert run_ranks(_resume, 2, tmp_path) == [(f"step_{chosen:08d}", True)] * 2
