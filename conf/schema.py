@@ -84,7 +84,7 @@ class DataConfig:
     """Where text comes from and how it becomes encoder-decoder pairs (T5 span corruption)."""
 
     source: SourceName
-    files: tuple[str, ...]  # source=text: globs of .txt/.jsonl/.parquet/.arrow (also .gz); source=shards: directories
+    files: tuple[str, ...]  # source=text: globs of text, JSON, Parquet or Arrow; source=shards: directories
     validation_files: tuple[str, ...]  # empty: `validation_fraction` of the documents, chosen by hash
     validation_fraction: float
     text_field: str

@@ -1,4 +1,4 @@
-"""The embedded corpus: source, docstrings and documentation of the Python standard library on this machine."""
+"""The default corpus: source, docstrings and documentation of the Python standard library on this machine."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Composes and checks the configuration, then starts launch.nproc ranks. Interrupt
 The same command with the same name= continues the run from its last checkpoint (train.resume=auto).
 
 examples
-  pointsman train                                              the small default on the embedded corpus
+  pointsman train                                              the small default, on Python's standard library
   pointsman train train.steps=200 launch.nproc=4 parallel.ep=4
   pointsman train data=text data.files='docs/*.jsonl' name=mine
   pointsman train model=switch_base_8 parallel.tp=2 parallel.ep=2 launch.nproc=4
@@ -87,11 +87,12 @@ examples
             details="""\
 One task per node starts that node's ranks; they meet on the first node. Without an option the script is printed.
 The job is put back into the queue shortly before its time limit and continues from its last checkpoint.
+launch=slurm is meant: 8 ranks and as many GPUs per node unless launch.nproc and launch.slurm_gpus_per_node differ.
 
 examples
   pointsman slurm launch.nodes=2 launch.nproc=8 launch.slurm_partition=gpu model=switch_base_128 parallel.ep=16
   pointsman slurm --write train.sbatch launch.nodes=2 launch.slurm_time=12:00:00
-  pointsman slurm --submit launch=slurm name=big""",
+  pointsman slurm --submit launch.slurm_gpus_per_node=null launch.nproc=2 name=first_on_cpus""",
         ),
     )
 }
@@ -117,7 +118,7 @@ presets
 {presets()}
 
 first steps
-  pointsman train                                   a small model on the embedded corpus, two ranks on the CPU
+  pointsman train                                   a small model on the text of Python's standard library
   pointsman fill runs/NAME "The <mask> of the list."   ask the model you have just trained
   pointsman config parallel.tp=2 launch.nproc=4     what a layout would be, without starting it
 

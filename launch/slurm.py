@@ -28,7 +28,7 @@ MEETING = Rendezvous(endpoint="$head:$port", run_id="$SLURM_JOB_ID-$start")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`pointsman slurm [--write FILE | --submit] OVERRIDES`."""
+    """`pointsman slurm [--write FILE | --submit] OVERRIDES`; launch=slurm unless another launch preset is named."""
     from conf.compose import compose
 
     parser = argparse.ArgumentParser(prog="pointsman slurm", add_help=False)
@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     choice.add_argument("--write", metavar="FILE", type=Path)
     choice.add_argument("--submit", action="store_true")
     options, overrides = parser.parse_known_args(list(argv))
+    if not any(word.startswith("launch=") for word in overrides):
+        overrides = ["launch=slurm", *overrides]  # with the GPUs and restarts of a job, whatever this machine has
     named, overrides = with_name(overrides, compose(overrides))
     script = batch_script(named, overrides)
     if options.submit:

@@ -1,4 +1,4 @@
-"""How the references cut tokens into groups, as integers (PARITY b1.1, b2.1); the product groups whole sequences.
+"""How the references cut tokens into groups, as integers; the product groups whole sequences.
 
 None stands for what the reference refuses.
 """

@@ -1,4 +1,4 @@
-"""Reads the recorded cases of the reference codes in `../shared/golden` (format: its README.md).
+"""Reads recorded cases of the reference codes: a manifest.json and the .safetensors files that it lists.
 
 Every file is checked against the size and the sha256 of its manifest before use. Nothing here knows what is tested, so
 a command that checks a folder can be built on it.

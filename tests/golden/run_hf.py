@@ -1,8 +1,8 @@
 """Recorded runs of Hugging Face Switch and T5 against the models that `import-hf` makes of their checkpoints.
 
 A recording of 5.x is compared under the semantics `hf`, one of 4.x under `hf_4`. The file of the later version holds
-only what differs; the rest is read from the file it names as equal. fp32 cases run in fp32 with the README's limits
-halved, bf16 cases with every weight rounded to bf16 and the README's limits.
+only what differs; the rest is read from the file it names as equal. fp32 cases run in fp32,
+bf16 cases with every weight rounded to bf16.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SCALARS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Of one precision: see the README of the recordings."""
+    """Largest errors of one precision, relative to the largest value of an array."""
 
     dtype: torch.dtype
     output: float

@@ -71,7 +71,7 @@ SETTINGS = [
     "ntlb_top_k",
     "kernel_bf16_exact",
 ]
-# The README's limits divided by about the margin that was measured (largest errors: logits 0, gates 6e-7, outputs 4e-7,
+# Two to ten times the largest errors that were measured ( logits 0, gates 6e-7, outputs 4e-7,
 # losses 5e-7, gradients of outputs 3e-5 with one expert taking all, of losses 6e-6; bf16 0).
 FP32 = {"logits": 4e-6, "gate": 4e-6, "y": 4e-6, "loss": 2e-6, "grad_out": 1e-4, "grad_loss": 5e-5}
 BF16 = {"logits": 4e-6, "gate": 4e-3, "y": 1e-2, "loss": 2e-3, "grad_out": 2e-2, "grad_loss": 2e-2}

@@ -156,7 +156,7 @@ def test_comparisons_do_not_hold_for_shapes_nan_or_a_single_integer():
 
 
 def test_grouping_by_hand():
-    assert mesh_tf_groups(120, 50) == (2, 60)  # PARITY correction 1: larger than asked
+    assert mesh_tf_groups(120, 50) == (2, 60)  # larger than asked
     assert mesh_tf_groups(3000, 1024) == (2, 1500)
     assert mesh_tf_groups(12, 4, 5) is None
     assert flaxformer_groups(128, 64, 4) == (4, 32)

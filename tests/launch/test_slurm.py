@@ -125,6 +125,19 @@ def test_a_requeued_job_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFix
     assert "sbatch" in capsys.readouterr().out
 
 
+def test_a_job_asks_for_gpus_and_restarts_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["name=big", f"runs_dir={tmp_path}"]
+    assert main(["launch.nproc=4", *run]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --gpus-per-node=4" in script
+    assert "--max-restarts=3" in script
+    assert "launch=slurm" in script.split("trainer.main")[1]
+    assert main(["launch=local", "launch.nproc=4", *run]) == 0
+    assert "gpus-per-node" not in capsys.readouterr().out
+
+
 def test_submitting_without_slurm_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match=r"sbatch: not found on PATH.*--write FILE"):

@@ -18,6 +18,7 @@ HF = replace(
 LAYOUTS = [
     Layout(world=2, tp=2, ep=1, accumulation=2),
     Layout(world=2, tp=2, ep=1, etp=1),
+    Layout(world=2, tp=1, ep=2),
     Layout(world=4, tp=1, ep=4),
     Layout(world=4, tp=2, ep=2, etp=1),
 ]
