@@ -21,6 +21,7 @@ from conf.errors import PointsmanError
 USER_ERROR = 2  # exit code of a PointsmanError
 INTERRUPTED = 128 + signal.SIGINT
 DEBUG_VARIABLE = "POINTSMAN_DEBUG"
+BOUND_VARIABLE = "POINTSMAN_END_WITH_PARENT"  # set by what starts runs of its own
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for a rank's last words
 TIME_KEY = "nanoseconds"
 CODE_KEY = "exit_code"
@@ -82,6 +83,17 @@ def write_error_file(error: BaseException) -> None:
     with suppress(OSError):  # losing the note must not hide the error itself
         draft.write_text(json.dumps({"message": message}))
         draft.replace(path)
+
+
+def die_with_launcher() -> None:
+    """`die_with_parent` for a rank that has a launcher.
+
+    The parent of a rank that is alone is the user's shell, which it must outlive under nohup, unless BOUND_VARIABLE
+    says that it was started by something that cannot leave it behind.
+    """
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
+    if not alone or BOUND_VARIABLE in os.environ:
+        die_with_parent()
 
 
 def die_with_parent(signum: int = signal.SIGTERM) -> None:

@@ -165,7 +165,7 @@ class TrainConfig:
     save_every: int | None  # steps; None: a quarter of the run; 0: only last
     keep_last: int
     keep_every: int | None  # additionally keep every checkpoint whose step is a multiple of this
-    resume: Literal["auto", "never", "required"]
+    resume: Literal["auto", "never", "required"]  # never: refuse a folder with checkpoints, but for a restart
     allow_data_change: bool  # go on (or start from weights) although text or tokenizer are not the checkpoint's
     from_checkpoint: str | None  # start from the weights of this run or checkpoint folder (step 0, fresh optimizer)
     fill_samples: int  # spans shown at the end

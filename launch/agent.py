@@ -11,12 +11,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.process import CODE_KEY, TIME_KEY, USER_ERROR
+from conf.process import CODE_KEY, INTERRUPTED, TIME_KEY, USER_ERROR
 from launch.local import LOG_DIR_VARIABLE
 
 TAIL_LINES = 20
@@ -29,19 +30,72 @@ def main(argv: Sequence[str]) -> int:
     launcher: Any = importlib.import_module("torch.distributed.run")
     errors: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
     processes: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.api")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are told below
+    meeting: Any = importlib.import_module("torch.distributed.elastic.rendezvous.api")
+    # torch's pattern knows ranks of one digit; what reads the words that match it takes any number
+    processes._MAPPING_REGEX = r"^(\d+:[0123],)*(\d+:[0123])$"
+    news = News()
+    news.listen()
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(CALM_SECONDS)))
+    argv = _own_folder(argv)
+    log_dir = _log_dir(argv)
     try:
         # without the decorator that would log where it cannot leave a note for an agent of the agent
-        getattr(launcher.main, "__wrapped__", launcher.main)(list(argv))
+        getattr(launcher.main, "__wrapped__", launcher.main)([f"--signals-to-handle={_signals()}", *argv])
     except errors.ChildFailedError as failed:
-        return report(failed.failures, log_dir=_log_dir(argv))
+        return report(failed.failures, log_dir=log_dir)
     except processes.SignalException as stopped:
         print(f"stopped by {stopped.sigval.name}", file=sys.stderr, flush=True)
-        _remove_logs()
+        _remove_logs(news, log_dir)
         return 128 + int(stopped.sigval)
-    _remove_logs()
+    except KeyboardInterrupt:  # before there were ranks
+        print("interrupted", file=sys.stderr, flush=True)
+        _remove_logs(news, log_dir)
+        return INTERRUPTED
+    except meeting.RendezvousError as error:
+        print(f"error: launch.rdzv_endpoint: the agents did not meet: {error}", file=sys.stderr, flush=True)
+        _remove_logs(news, log_dir)
+        return USER_ERROR
+    _remove_logs(news, log_dir)
     return 0
+
+
+class News(logging.Handler):
+    """Tells in our words what torch's agent logs and a person must know; the rest of its log is told by `report`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarkable = False  # then the ranks' output is kept
+
+    def listen(self) -> None:
+        """Take the place of the agent's own output."""
+        torchs = logging.getLogger("torch.distributed.elastic")
+        torchs.propagate = False
+        torchs.handlers = [self]
+        for name in ("agent.server.api", "multiprocessing.api"):
+            logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Restarts, and ranks that were killed because they did not end."""
+        text = record.getMessage()
+        if "will restart worker group" in text:
+            left = text.split("attempts left")[0].split(".")[-1].strip()
+            self.tell(
+                f"a rank failed; all ranks are restarted and continue at the last checkpoint ({left} restarts left)"
+            )
+        elif text.startswith("Unable to shutdown process"):
+            seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+            self.tell(f"a rank had not ended {seconds} s after the signal and was killed; what it was saving is lost")
+
+    def tell(self, text: str) -> None:
+        """Print `text` and keep the output of the ranks."""
+        self.remarkable = True
+        print(text, file=sys.stderr, flush=True)
+
+
+def _signals() -> str:
+    """What torch passes on to the ranks. Not SIGHUP where nohup has us ignore it: torch would undo that."""
+    hangup = ["SIGHUP"] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return ",".join(["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", *hangup])
 
 
 def report(failures: dict[int, Any], *, log_dir: Path) -> int:
@@ -120,12 +174,22 @@ def _note(failure: Any) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
+def _own_folder(argv: Sequence[str]) -> list[str]:
+    """`argv` with a log folder of this machine's own: on a shared disk agents would read each other's ranks."""
+    if "--standalone" in argv:
+        return list(argv)
+    return [f"{word}/{socket.gethostname()}" if word.startswith("--log-dir=") else word for word in argv]
+
+
 def _log_dir(argv: Sequence[str]) -> Path:
     return Path(next((word.partition("=")[2] for word in argv if word.startswith("--log-dir=")), "."))
 
 
-def _remove_logs() -> None:
-    if logs := os.environ.get(LOG_DIR_VARIABLE):
+def _remove_logs(news: News, log_dir: Path) -> None:
+    """Remove the folder that was made for this run's output, unless somebody will want to look into it."""
+    if news.remarkable:
+        print(f"output of the ranks: {log_dir}", file=sys.stderr, flush=True)
+    elif logs := os.environ.get(LOG_DIR_VARIABLE):
         shutil.rmtree(logs, ignore_errors=True)
 
 

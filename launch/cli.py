@@ -70,10 +70,13 @@ def _version() -> str:
 def _train(overrides: list[str]) -> int:
     from conf.compose import compose
     from launch.local import become, plan
+    from launch.naming import with_name
 
     cfg = compose(overrides)
     if cfg.launch.launcher == "slurm":
         return _slurm(["--submit", *overrides])
+    if cfg.launch.max_restarts and cfg.launch.nodes == 1:
+        cfg, overrides = with_name(overrides, cfg)
     return become(plan(cfg.launch, overrides, run_name=cfg.name, environment=os.environ))
 
 

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
-from time import strftime
 
 from conf.errors import SetupError
 from conf.redact import redact_text
 from conf.schema import LaunchConfig, RunConfig
+from launch.naming import with_name
 from launch.torchrun import STALE, TRAINER, Rendezvous, module_search_path, torchrun_arguments
 
 TEMPLATE = Path(__file__).with_name("sbatch.sh")
@@ -49,16 +49,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     print(script, end="")
     return 0
-
-
-def with_name(overrides: Sequence[str], cfg: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Configuration and overrides with a name for the run, without which a requeued job would begin another run."""
-    from conf.compose import compose
-
-    if cfg.name is not None:
-        return cfg, list(overrides)
-    named = [*overrides, f"name={cfg.model.preset}-{strftime('%Y%m%d-%H%M%S')}"]
-    return compose(named), named
 
 
 def run_folder(cfg: RunConfig) -> Path:

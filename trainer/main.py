@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Sequence
 
 from conf.compose import compose
+from conf.errors import ConfigError
 from conf.identity import check_packages
-from conf.process import die_with_parent, guarded, noted
+from conf.process import die_with_launcher, guarded, noted
 from conf.schema import RunConfig
 from data.prepare import prepare_data
 from trainer.progress import PreparationView
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(overrides: list[str]) -> int:
     check_packages()
     cfg = compose(overrides, world=world_from_environment())
+    _require_name_for_restarts(cfg)
     _prepare(cfg)
     # Only now: torch takes seconds to import, and a typo in an override should not have to wait for it.
     import torch
@@ -60,6 +62,17 @@ def _train(overrides: list[str]) -> int:
         destroy_groups()
 
 
+def _require_name_for_restarts(cfg: RunConfig) -> None:
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if cfg.name is None and restarts != "0":
+        raise ConfigError(
+            "name",
+            got=None,
+            needs=f"a name, by which ranks that are restarted ({restarts} times) find the run's checkpoints",
+            hint="name=first",
+        )
+
+
 def _prepare(cfg: RunConfig) -> None:
     """Tokenize what is not in the cache yet, before ranks meet: no collective has to outwait it.
 
@@ -76,5 +89,5 @@ def _prepare(cfg: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    die_with_launcher()
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -61,15 +62,18 @@ class LiveView:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `ProgressView`."""
-        self._progress.update(self._task, completed=step, line=_line(metrics))
+        with suppress(OSError):  # a terminal that is gone is no reason to lose steps
+            self._progress.update(self._task, completed=step, line=_line(metrics))
 
     def say(self, text: str) -> None:
         """See `ProgressView`."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """See `ProgressView`."""
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()
 
 
 class PlainView:
@@ -96,7 +100,8 @@ class PlainView:
 
     def say(self, text: str) -> None:
         """See `ProgressView`."""
-        print(text, flush=True)
+        with suppress(OSError):  # a reader that is gone (`| tee`, Ctrl-C) is no reason to lose steps
+            print(text, flush=True)
 
     def close(self) -> None:
         """See `ProgressView`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
+from conf.process import noted
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from parallel.consensus import on_main
@@ -73,11 +75,12 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
     view = open_view(cfg.logging, is_main=is_main, total_steps=session.total_steps, start_step=state.step)
     loop = Loop(session, state, view, stop)
     try:
-        _announce(view, session, state)
-        for note in notes:
-            view.say(f"  changed since the checkpoint: {note}")
-        ending = loop.run()
-        lines = _closing(session, loop, ending)
+        with noted():  # before what is closed below, which may take long, and peers give up meanwhile
+            _announce(view, session, state)
+            for note in notes:
+                view.say(f"  changed since the checkpoint: {note}")
+            ending = loop.run()
+            lines = _closing(session, loop, ending)
     except BaseException as error:
         if is_main:
             with suppress(OSError):  # losing the note must not hide the error itself
@@ -87,19 +90,26 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
         view.close()
         session.close()
     if is_main:
-        print("\n".join(lines), flush=True)
         write_status(session.run, ending, step=loop.state.step, reason=stop.name)
-    return 0
+        with suppress(OSError):  # a terminal or pipe that is gone
+            print("\n".join(lines), flush=True)
+    return stop.exit_code if ending == "stopped" else 0
 
 
 def _checkpoint_to_continue(cfg: RunConfig, store: CheckpointStore) -> CheckpointReader | None:
-    if cfg.train.resume == "never":
+    if cfg.train.resume == "never" and not _is_restart():
         store.require_empty()
         return None
     path = store.latest_valid()
     if path is None and cfg.train.resume == "required":
         store.raise_missing()
     return CheckpointReader(path) if path is not None else None
+
+
+def _is_restart() -> bool:
+    """Whether this run's own launcher or scheduler has started it before."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count not in ("", "0") for count in counts)
 
 
 def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
@@ -137,14 +147,11 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
 
 def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
     """Every rank takes part (evaluation and filling are collective); rank 0 prints what comes back."""
-    where = where_lines(
-        session.run, wandb_mode=session.log.mode, checkpoints=[path.name for path in session.store.list()]
-    )
+    saved = [path.name for path in session.store.list()]
+    where = where_lines(session.run, wandb_mode=session.log.mode, checkpoints=saved)
     if ending == "stopped" or loop.last is None:
-        return [
-            f"stopped on {loop.stop.name or 'request'} after step {loop.state.step}; a checkpoint was saved",
-            *where,
-        ]
+        left = f"the newest checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
+        return [f"stopped on {loop.stop.name or 'request'} after step {loop.state.step}; {left}", *where]
     shuffled = evaluate(
         session.module,
         session.validation_batches(shuffled_inputs=True),

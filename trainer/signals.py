@@ -1,11 +1,13 @@
-"""Requests to stop: SIGTERM, SIGUSR1 (Slurm's warning) and the first Ctrl-C end the run after the current step."""
+"""Requests to stop: SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP (a terminal that is closed) and the first Ctrl-C end the
+run after the current step."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequest:
@@ -15,9 +17,10 @@ class StopRequest:
         self.name: str | None = None
 
     def install(self) -> None:
-        """Take over the signals. A second Ctrl-C interrupts at once."""
+        """Take over the signals, but for one that nohup ignores. A second Ctrl-C interrupts at once."""
         for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
@@ -28,3 +31,11 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""
         return self.name is not None
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that was stopped: 128 + signal; 0 below a launcher, which reports the signal itself and would
+        take anything else for a failure."""
+        if self.name is None or "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
+            return 0
+        return 128 + signal.Signals[self.name]

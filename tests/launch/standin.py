@@ -16,7 +16,7 @@ from pathlib import Path
 
 from conf.errors import ConfigError
 from conf.identity import check_packages
-from conf.process import die_with_parent, guarded, noted
+from conf.process import die_with_launcher, guarded, noted
 
 
 def work() -> int:
@@ -26,8 +26,9 @@ def work() -> int:
     action, _, target = words.get("act", "").partition(":")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda signum, _frame: stopped.append(signum))
-    signal.signal(signal.SIGINT, lambda signum, _frame: stopped.append(signum))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda signum, _frame: stopped.append(signum))
 
     import torch
     import torch.distributed as dist
@@ -70,5 +71,5 @@ def report(total: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    die_with_launcher()
     sys.exit(guarded(work))

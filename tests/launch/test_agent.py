@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
-from conf.process import CODE_KEY, TIME_KEY
+from conf.process import CODE_KEY, INTERRUPTED, TIME_KEY
+from launch import agent
 from launch.agent import report
 
 
@@ -88,3 +92,48 @@ def test_rank_killed_by_the_kernel_comes_before_those_that_lost_their_connection
     victim = failure(0, 1, at=6 * second - 50, note="RuntimeError: Connection closed by peer")
     assert report({0: victim, 1: cause}, log_dir=tmp_path) == 137
     assert "rank 1 failed: killed by SIGKILL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+        (RendezvousTimeoutError("nobody came"), 2, "error: launch.rdzv_endpoint: the agents did not meet: nobody came"),
+    ],
+)
+def test_what_ends_the_agent_before_there_are_ranks_is_told_in_a_line(
+    raised: BaseException,
+    code: int,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise raised
+
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    monkeypatch.setenv(agent.LOG_DIR_VARIABLE, str(logs))
+    monkeypatch.setattr("torch.distributed.run.main", fail)
+    monkeypatch.setattr(agent.News, "listen", lambda self: None)
+    assert agent.main(["--standalone", f"--log-dir={logs}"]) == code
+    assert capsys.readouterr().err.splitlines() == [told]
+    assert not logs.exists()
+
+
+def test_news_of_the_launcher_are_told_once_and_keep_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    news = agent.News()
+    restart = "[%s] Worker group %s. %s/%s attempts left; will restart worker group"
+    news.handle(logging.LogRecord("a", logging.INFO, "f", 1, "[%s] starting workers", ("default",), None))
+    assert not news.remarkable
+    news.handle(logging.LogRecord("a", logging.INFO, "f", 1, restart, ("default", "FAILED", 2, 3), None))
+    assert "continue at the last checkpoint (2/3 restarts left)" in capsys.readouterr().err
+    assert news.remarkable
+
+
+def test_agents_that_share_a_disk_keep_their_logs_apart() -> None:
+    several = ["--nnodes=2", "--log-dir=/shared/ranks-7", "-m", "trainer.main"]
+    assert agent._log_dir(agent._own_folder(several)) == Path("/shared/ranks-7") / socket.gethostname()
+    alone = ["--standalone", "--log-dir=/tmp/x"]
+    assert agent._own_folder(alone) == alone

@@ -83,6 +83,15 @@ def test_train_becomes_the_launcher_of_its_ranks(monkeypatch: pytest.MonkeyPatch
     assert became[0].command[1:] == ("-m", "trainer.main", "launch.nproc=1", "parallel.ep=1", "train.steps=300")
 
 
+def test_a_run_that_may_be_restarted_gets_a_name_under_which_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Any] = []
+    monkeypatch.setattr(launch.local, "become", lambda start: became.append(start) or 0)
+    assert main(["train", "launch.max_restarts=2"]) == 0
+    assert main(["train", "launch.max_restarts=2", "name=mine"]) == 0
+    assert became[0].command[-1].startswith("name=small-")
+    assert became[1].command[-1] == "name=mine"
+
+
 def test_commands_with_a_module_get_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from conf.process import BOUND_VARIABLE
 from launch.local import LOG_DIR_VARIABLE, free_port, plan
 from tests.launch.test_torchrun import launch
 
@@ -76,6 +78,39 @@ def test_two_ranks_meet_and_only_rank_0_speaks_on_the_terminal(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("nproc", "bound"), [(1, False), (1, True), (2, False)])
+def test_a_run_under_nohup_outlives_the_shell_it_was_started_from(tmp_path: Path, nproc: int, bound: bool) -> None:
+    """But not what started it with the wish that it should not."""
+    outer = {**OUTER, BOUND_VARIABLE: "1"} if bound else OUTER
+    words = [f"out={tmp_path}", "act=wait"]
+    planned = plan(launch(nproc=nproc), words, run_name="run", environment=outer, module=STANDIN)
+    (tmp_path / "go").write_text(
+        f"nohup {planned} > nohup.out 2>&1 & echo $!\nwhile [ ! -e end ]; do sleep 0.1; done\n"
+    )
+    shell = subprocess.Popen(["sh", "go"], env=planned.environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert shell.stdout is not None
+    pid = int(shell.stdout.readline())
+    for rank in range(nproc):
+        wait_for(tmp_path / f"rank-{rank}.json")
+    (tmp_path / "end").touch()
+    shell.wait(timeout=60)
+    if not bound:
+        os.kill(pid, signal.SIGHUP)  # as the kernel does to what belongs to a terminal that is closed
+        time.sleep(1.0)
+        assert not (tmp_path / "stopped-0").exists(), (tmp_path / "nohup.out").read_text()
+        os.kill(pid, signal.SIGTERM)
+    for rank in range(nproc):
+        wait_for(tmp_path / f"stopped-{rank}", seconds=30)
+
+
+def test_more_than_ten_ranks_can_be_started(tmp_path: Path) -> None:
+    planned = plan(launch(nproc=11), [], run_name="run", environment=OUTER, module="this")
+    done = subprocess.run(planned.command, env=planned.environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Zen of Python") == 1
+
+
+@pytest.mark.slow
 def test_logs_are_removed_after_success_and_kept_after_failure(tmp_path: Path) -> None:
     for words, kept in (("act=none",), False), (("act=fail:1",), True):
         planned = plan(launch(), [f"out={tmp_path}", *words], run_name=None, environment=OUTER, module=STANDIN)
@@ -100,11 +135,15 @@ def test_crashed_rank_is_restarted(tmp_path: Path) -> None:
     errors = finish(process)
     assert (tmp_path / "crashed").exists()
     assert process.returncode == 0, errors
+    assert "a rank failed; all ranks are restarted" in errors
+    kept = Path(errors.split("output of the ranks: ")[1].strip())
+    assert any("an unexpected crash" in log.read_text() for log in kept.rglob("attempt_0/1/stderr.log"))
+    shutil.rmtree(kept)
     assert rank_report(tmp_path, 1)["sum"] == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_reaches_every_rank_and_all_end(tmp_path: Path, signum: signal.Signals) -> None:
     process = start(tmp_path, "act=wait", nproc=2)
     wait_for(tmp_path / "rank-0.json")

@@ -22,6 +22,20 @@ def test_plain_lines_are_throttled_but_the_last_step_is_shown(capsys):
     assert [line.split()[1] for line in lines] == ["1/3", "3/3"]
 
 
+def test_a_reader_that_is_gone_costs_no_step(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    view = PlainView(3, 0, interval_s=0.0)
+    monkeypatch.setattr("sys.stdout", Closed())
+    view.update(1, METRICS)
+    view.say("eval at step 1")
+
+
 def test_only_the_main_rank_draws():
     logging = compose(["logging.progress=plain"]).logging
     assert isinstance(open_view(logging, is_main=False, total_steps=1, start_step=0), SilentView)

@@ -136,13 +136,11 @@ class CheckpointStore:
 
         `tensors`: what this rank owns (`Engine.read_state`); `shards`: this rank's shard of every parameter; `state`:
         JSON for `state.json`, rank 0's counts. Waits for the save before. A failure does not raise here but is
-        reported by `poll` and `wait`; raises CheckpointError once `max_failures` saves in a row have failed.
+        reported by `poll` and `wait`; after `max_failures` in a row this one is waited for, and raises if it fails too.
         """
         assert self._axis is not None, "a store opened with lock=False cannot save"
         self._join()
-        if self.failed_in_a_row >= self._max_failures:
-            assert self._newest is not None
-            raise CheckpointError(f"{self.failed_in_a_row} saves in a row have failed; the last: {self._newest.error}")
+        last_chance = self.failed_in_a_row >= self._max_failures  # the same on every rank
         pieces: dict[str, Piece] = {}
         encoded, staging_error = b"", None
         try:
@@ -155,6 +153,12 @@ class CheckpointStore:
         )
         self._thread = threading.Thread(target=self._work, args=(job,), name=f"checkpoint-{step}", daemon=True)
         self._thread.start()
+        if last_chance:
+            self._join()
+            if self._newest is not None and self._newest.error is not None:
+                raise CheckpointError(
+                    f"{self.failed_in_a_row} saves in a row have failed; the last: {self._newest.error}"
+                )
 
     def poll(self) -> SaveResult | None:
         """Local and cheap: a save that has ended since it was last asked, or None. Never raises.

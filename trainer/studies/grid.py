@@ -20,6 +20,7 @@ from typing import Any
 from conf.compose import compose, load, to_dict
 from conf.errors import ConfigError, StudyError
 from conf.identity import ROOT
+from conf.process import BOUND_VARIABLE
 from conf.schema import RunConfig
 from trainer.run_dir import RunDir
 
@@ -110,7 +111,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], path: str = "") 
 
 def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
     """The run's process, its output in `<out>/<name>.log`; it ends with this one."""
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", BOUND_VARIABLE: "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     out.mkdir(parents=True, exist_ok=True)
     with _log(out, cell.name).open("ab") as log:
@@ -128,7 +129,7 @@ def _log(out: Path, name: str) -> Path:
 def _check_ending(name: str, code: int, run: RunDir, wanted: RunConfig, out: Path) -> None:
     if code == 0 and is_finished(run, wanted):
         return
-    what = "was stopped before its end" if code == 0 else f"failed with exit code {code}"
+    what = "was stopped before its end" if code == 0 or code > 128 else f"failed with exit code {code}"
     log = _log(out, name)
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
     raise StudyError(

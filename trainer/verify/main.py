@@ -118,7 +118,7 @@ def run(plan: Plan, report_file: Path | None) -> int:
                 [f"    {left} more to go: about {report.duration(verdict.seconds * left)} if they are like this one"]
             )
 
-    with _ended_by_sigterm():
+    with _ended_by_signals():
         verdicts = verify(plan, say=say)
     _print(["", *report.closing(verdicts, precision), f"{time.monotonic() - began:.0f} s"])
     if report_file is not None:
@@ -128,17 +128,19 @@ def run(plan: Plan, report_file: Path | None) -> int:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: ranks are killed and the folder of the reference is removed."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: ranks are killed, the folder of the reference is removed."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _gpus(overrides: Sequence[str]) -> int:
