@@ -17,7 +17,8 @@ class StopRequest:
         self.name: str | None = None
 
     def install(self) -> None:
-        """Take over the signals, but for one that nohup ignores. A second Ctrl-C interrupts at once."""
+        """Take over the signals, but for one that nohup ignores. A second SIGINT interrupts at once: with a
+        launcher it is the launcher's to send, and torch's sends SIGTERM instead."""
         for number in _SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
