@@ -85,14 +85,18 @@ def write_error_file(error: BaseException) -> None:
         draft.replace(path)
 
 
+def has_launcher() -> bool:
+    """Whether torchrun or another launcher started this process; a rank that is alone has none."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def die_with_launcher() -> None:
     """`die_with_parent` for a rank that has a launcher.
 
     The parent of a rank that is alone is the user's shell, which it must outlive under nohup, unless BOUND_VARIABLE
     says that it was started by something that cannot leave it behind.
     """
-    alone = "TORCHELASTIC_RUN_ID" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
-    if not alone or BOUND_VARIABLE in os.environ:
+    if has_launcher() or BOUND_VARIABLE in os.environ:
         die_with_parent()
 
 

@@ -3,9 +3,10 @@ run after the current step."""
 
 from __future__ import annotations
 
-import os
 import signal
 from types import FrameType
+
+from conf.process import has_launcher
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
@@ -37,6 +38,4 @@ class StopRequest:
     def exit_code(self) -> int:
         """Of a run that was stopped: 128 + signal; 0 below a launcher, which reports the signal itself and would
         take anything else for a failure."""
-        if self.name is None or "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
-            return 0
-        return 128 + signal.Signals[self.name]
+        return 0 if self.name is None or has_launcher() else 128 + signal.Signals[self.name]
