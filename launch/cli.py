@@ -75,7 +75,10 @@ def _train(overrides: list[str]) -> int:
     cfg = compose(overrides)
     if cfg.launch.launcher == "slurm":
         return _slurm(["--submit", *overrides])
-    if cfg.launch.max_restarts and cfg.launch.nodes == 1:
+    if cfg.launch.max_restarts:
+        if cfg.name is None and cfg.launch.nodes > 1:
+            needs = "a name, the same on every node, by which restarted ranks find the run's checkpoints"
+            raise ConfigError("name", got=None, needs=needs, hint="name=first")
         cfg, overrides = with_name(overrides, cfg)
     return become(plan(cfg.launch, overrides, run_name=cfg.name, environment=os.environ))
 

@@ -92,6 +92,13 @@ def test_a_run_that_may_be_restarted_gets_a_name_under_which_it_is_found(monkeyp
     assert became[1].command[-1] == "name=mine"
 
 
+def test_nodes_cannot_each_choose_a_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(launch.local, "become", lambda _: pytest.fail("ranks were started"))
+    words = ["train", "launch.nodes=2", "launch.rdzv_endpoint=first:29500", "launch.max_restarts=2"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("error: name: got None; needs a name, the same on every node")
+
+
 def test_commands_with_a_module_get_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
