@@ -39,6 +39,7 @@ RUN pip install -c constraints.txt torch setuptools wheel \
 COPY conf ./conf
 COPY data ./data
 COPY launch ./launch
+COPY measure ./measure
 COPY model ./model
 COPY parallel ./parallel
 COPY trainer ./trainer

@@ -60,13 +60,13 @@ examples
         Command(
             name="study",
             summary="a grid of runs that answers one question, and its page: headline, precision",
-            module="trainer.studies.main",
+            module="measure.studies.study",
             usage="NAME [OPTIONS]",
         ),
         Command(
             name="bench",
             summary="timings as ratios against a peer measured in the same run",
-            module="trainer.bench.main",
+            module="measure.speed.bench",
             usage="[WHAT...] [OVERRIDES]",
         ),
         Command(
@@ -76,7 +76,7 @@ examples
         Command(
             name="verify-parallel",
             summary="show that layouts train as one process does, down to every gradient",
-            module="trainer.verify.main",
+            module="measure.verify.verify_parallel",
             usage="[OVERRIDES] [--layouts 'tp=2 ep=2 zero=1' ...]",
         ),
         Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.doctor"),

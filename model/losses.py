@@ -14,7 +14,7 @@ from conf.derive import STACKS
 from conf.routing import is_silent, over_layers, z_divisor
 from conf.schema import MoeConfig
 from conf.semantics import SEMANTICS
-from model.moe.joined import joined_loss
+from model.moe.balance import joined_loss
 from model.t5.model import ModelOutput
 
 

@@ -13,14 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A file imports from its own box or a box to its left in: conf | data, parallel | model | trainer. launch: only conf.
+# A file imports from its own box or a box to its left in: conf | data, parallel, launch | model | trainer | measure.
 MAY_IMPORT = {
     "conf": {"conf"},
     "data": {"conf", "data"},
     "parallel": {"conf", "parallel"},
-    "model": {"conf", "parallel", "model"},
-    "trainer": {"conf", "data", "parallel", "model", "trainer"},
     "launch": {"conf", "launch"},
+    "model": {"conf", "parallel", "model"},
+    "trainer": {"conf", "data", "parallel", "launch", "model", "trainer"},
+    "measure": {"conf", "data", "parallel", "launch", "model", "trainer", "measure"},
 }
 WITHOUT_TORCH = ("conf", "data", "launch")
 
@@ -114,6 +115,35 @@ def test_imports_point_to_the_left():
         for module, line in imports(tree_of(path))
         if (box := module.split(".")[0]) in MAY_IMPORT and box not in MAY_IMPORT[path.relative_to(ROOT).parts[0]]
     ])  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a source file; of an `__init__.py` that of its folder."""
+    return short(path)[:-3].replace("/", ".").removesuffix(".__init__")
+
+
+def import_graph(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Module -> the modules of `trees` it imports, wherever in the file; `from folder import file` means the file."""
+    graph: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        found = (m if m in trees else m.rpartition(".")[0] for m, _ in imports(tree))
+        graph[name] = {m for m in found if m in trees and m != name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """One line for each group of nodes that reach each other."""
+    reach = {node: set(targets) for node, targets in graph.items()}
+    for middle in graph:
+        for node in graph:
+            if middle in reach[node]:
+                reach[node] |= reach[middle]
+    tied = {frozenset(b for b in graph if b in reach[a] and a in reach[b]) for a in graph if a in reach[a]}
+    return sorted(" <-> ".join(sorted(group)) for group in tied)
+
+
+def test_no_two_files_import_each_other():
+    no(circles(import_graph({module_of(path): tree_of(path) for path in SOURCES})))
 
 
 def test_libraries_stay_behind_their_seam():
@@ -224,3 +254,13 @@ def test_the_rules_find_what_they_look_for():
     assert ("model.t5.model", 4) in set(imports(tree))
     at_import = [node for node in import_time_nodes(tree) if isinstance(node, ast.Import)]
     assert [node.lineno for node in at_import] == [3, 1]
+
+
+def test_a_circle_is_found_through_other_files_and_through_folders():
+    trees = {
+        "a.one": ast.parse("def f():\n    from a import two"),
+        "a.two": ast.parse("if TYPE_CHECKING:\n    from b.three import g"),
+        "b.three": ast.parse("import a.one"),
+        "b.four": ast.parse("from b.three import g"),
+    }
+    assert circles(import_graph(trees)) == ["a.one <-> a.two <-> b.three"]

@@ -30,7 +30,7 @@ class ExpertBank(nn.Module):
     def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
         super().__init__()
         self.ffn = model.ffn
-        self.relu = nn.ReLU()  # a module, so that `trainer.verify` can hook it
+        self.relu = nn.ReLU()  # a module, so that `measure.verify` can hook it
         self.dropout = moe.expert_dropout
         self.gradient_factor = expert_gradient_factor(moe)
         self.site = f"{name}.expert_dropout"

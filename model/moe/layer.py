@@ -16,13 +16,13 @@ from conf.derive import expert_capacity
 from conf.errors import ConfigError
 from conf.routing import counts_kept, jitter_reaches_experts, over_layers, router_settings
 from conf.schema import ModelConfig, MoeConfig
+from model.moe.balance import layer_balance
 from model.moe.capacity import capacities
 from model.moe.experts import ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
-from model.moe.joined import LayerBalance, layer_balance
 from model.moe.router import RouterNoise, noise_width, route
 from model.moe.tap import RoutingTap
-from model.moe.types import LayerRouting, RouteMode, RouterStats, Routing
+from model.moe.types import LayerBalance, LayerRouting, RouteMode, RouterStats, Routing
 from parallel.dispatch import ExpertExchange
 from parallel.layout import ParamSpec, tag
 from parallel.rng import NoiseKey, keyed_uniform
@@ -55,7 +55,7 @@ class MoeLayer(nn.Module):
         self.exchange = exchange
         self.router = Router(model.d_model, moe.num_experts)
         self.experts = ExpertBank(model, moe, name=name, exchange=exchange)
-        self.tap: RoutingTap | None = None  # set by `trainer.verify` alone
+        self.tap: RoutingTap | None = None  # set by `measure.verify` alone
 
     def forward(
         self, x_BLD: Tensor, real_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None

@@ -7,12 +7,9 @@ D d_model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from model.moe.joined import LayerBalance
 
 # How a layer routes: "train" and "eval" differ in capacity factor and noise; "no_drop" gives every sequence a group of
 # its own with a slot for every token, so that what one sequence generates does not depend on its batch. Where experts
@@ -54,6 +51,14 @@ class Routing:
     z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens the semantics counts
     stats: RouterStats
     logits_GSE: Tensor  # fp32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerBalance:
+    """Means over the tokens of each group, padding included, of a layer whose loss is joined with its stack's."""
+
+    f_GE: Tensor  # share of tokens that count for e; no gradient
+    p_GE: Tensor  # router probability, in fp32 or wider
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ class ReluFeedForward(nn.Module):
         super().__init__()
         self.site, self.p = f"{name}.hidden", cfg.dropout
         self.first_column = cfg.d_ff // layers.tp_size * layers.tp_rank
-        self.relu = nn.ReLU()  # a module, so that `trainer.verify` can hook it
+        self.relu = nn.ReLU()  # a module, so that `measure.verify` can hook it
         self.wi = layers.column_linear(cfg.d_model, cfg.d_ff, _in_spec(cfg))
         self.wo = layers.row_linear(cfg.d_ff, cfg.d_model, _out_spec(cfg))
 

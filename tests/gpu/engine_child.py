@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from conf.compose import compose
+from measure.verify.batches import step_batch
 from parallel.groups import destroy_groups, init_groups
 from parallel.layout import shard_of, tagged_parameters
 from trainer.checkpoint.reader import CheckpointReader
@@ -20,7 +21,6 @@ from trainer.main import world_from_environment
 from trainer.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
-from trainer.verify.batches import step_batch
 
 LR = 1e-2
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conf.compose import compose
+from measure.verify.batches import global_rows
 from model.losses import LossScale, micro_batch_loss
 from model.parallelize import build_model, meta_model
 from parallel.rng import NoiseKey
@@ -15,7 +16,6 @@ from parallel.types import single_process
 from tests.gpu.devices import EVERY_DEVICE, GPU
 from tests.gpu.test_layer import CONFIGS
 from tests.trainer.test_layouts import TINY
-from trainer.verify.batches import global_rows
 
 # heads wide enough for every fused attention kernel; long enough for a few of its blocks
 WIDER = (*TINY, "model.d_kv=16", "data.encoder_length=96", "train.global_batch=4", "moe.capacity_factor=2.0")

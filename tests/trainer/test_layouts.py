@@ -9,6 +9,7 @@ import torch
 from conf.compose import compose
 from conf.errors import NonFiniteError
 from data.batch import StepBatch
+from measure.verify.batches import global_rows, step_batch
 from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
 from parallel.groups import init_groups
@@ -19,7 +20,6 @@ from tests.harness import run_ranks
 from trainer.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
-from trainer.verify.batches import global_rows, step_batch
 
 STEPS = 4
 LR = 1e-2

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from model.losses import LossScale, micro_batch_loss
-from model.moe.joined import LayerBalance, joined_loss
+from model.moe.balance import joined_loss
+from model.moe.types import LayerBalance
 from tests.model.layouts import Layout, assert_equals_one_process
 from tests.model.t5.build import MOE, make_batch, make_model, run_config
 

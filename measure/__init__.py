@@ -1,0 +1,1 @@
+"""What is claimed, measured: equality of layouts, speed against peers, studies of learning."""

@@ -1,0 +1,58 @@
+"""`bench exchange`: the all-to-all of expert buffers at the configured sizes against a plain copy of the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from conf.derive import expert_capacity, micro_batch_size
+from conf.schema import RunConfig
+from measure.speed.result import Row
+from measure.speed.setup import Settings
+from measure.speed.step import clock_in_step
+from measure.speed.timing import compare
+from parallel import collectives
+from parallel.engine import compute_dtype
+from parallel.types import ParallelGroups
+
+
+def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:
+    """A row for the buffers of each stack."""
+    cfg = settings.cfg
+    assert groups.ep.size > 1, "no expert buffer leaves its rank"
+    for stack, shape in buffer_shapes(cfg, groups).items():
+        sent = torch.randn(shape, device=settings.device).to(compute_dtype(cfg.train.precision))
+        received = torch.empty_like(sent)
+        comparison = compare(
+            lambda sent=sent: collectives.all_to_all(sent, groups.ep),
+            lambda sent=sent, received=received: received.copy_(sent),
+            clock=clock_in_step(groups, settings.device),
+            rounds=settings.rounds,
+            repeats=10,
+        )
+        leaving = sent.nbytes * (groups.ep.size - 1) / groups.ep.size
+        yield Row(
+            benchmark="exchange",
+            case=f"all-to-all, {stack} buffer {list(shape)}, {groups.ep.size} ranks",
+            peer="copy of the same bytes",
+            comparison=comparison,
+            numbers={"MiB": sent.nbytes / 2**20, "GiB/s out of a rank": leaving / 2**30 / comparison.ours_seconds},
+        )
+
+
+def buffer_shapes(cfg: RunConfig, groups: ParallelGroups) -> dict[str, tuple[int, ...]]:
+    """[experts, groups, capacity, d_model] of one micro-batch on one rank, for each stack."""
+    sequences, decoder_length = cfg.moe.group_sequences, cfg.data.decoder_length
+    assert sequences is not None, "resolved"
+    assert decoder_length is not None, "resolved"
+    count = micro_batch_size(cfg) // (sequences * (groups.tp.size // groups.etp.size))
+    return {
+        stack: (
+            cfg.moe.num_experts,
+            count,
+            expert_capacity(cfg.moe, sequences * length, train=True),
+            cfg.model.d_model,
+        )
+        for stack, length in (("encoder", cfg.data.encoder_length), ("decoder", decoder_length))
+    }

@@ -1,0 +1,108 @@
+"""`bench step`: full training steps of the configured model against its FLOP-matched dense twin, on every rank.
+
+Both engines live in the same processes and take turns; the batch is random tokens without padding, already in memory,
+and the learning rate is 0, so that every step costs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from conf.compose import compose
+from conf.derive import data_parallel_size, micro_batch_size
+from conf.estimate import flops_per_sequence
+from conf.schema import RunConfig
+from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs
+from measure.speed.result import Row
+from measure.speed.setup import Settings
+from measure.speed.timing import Clock, Work, clock_of, compare
+from parallel import collectives
+from parallel.types import ParallelGroups
+from trainer.metrics import Meter
+from trainer.session import build_initialised, layer_names
+from trainer.step import train_step
+from trainer.throughput import peak_flops
+
+
+def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:
+    """One row, the same on every rank but for the clock."""
+    cfg = settings.cfg
+    twin = dense_twin(settings.overrides, world=groups.world.size)
+    works = [step_work(each, groups, settings.device) for each in (cfg, twin)]
+    clock = clock_in_step(groups, settings.device)
+    comparison = compare(*works, clock=clock, rounds=settings.rounds, repeats=1)
+    assert cfg.data.decoder_length is not None, "resolved"
+    tokens = cfg.train.global_batch * (cfg.data.encoder_length + cfg.data.decoder_length)
+    flops = flops_per_sequence(cfg) * cfg.train.global_batch / comparison.ours_seconds
+    numbers = {
+        "tokens/s": tokens / comparison.ours_seconds,
+        "twin's tokens/s": tokens / comparison.peer_seconds,
+        "model TFLOP/s": flops / 1e12,
+    }
+    peak = peak_flops(settings.device)
+    if peak is not None:
+        numbers["MFU against the bf16 peak"] = flops / groups.world.size / peak
+    layout = f"tp {groups.tp.size}, dp {groups.dp.size}, ep {groups.ep.size}, ZeRO-{cfg.parallel.zero}"
+    yield Row(
+        benchmark="step",
+        case=f"{cfg.model.preset}, {cfg.moe.num_experts} experts, {groups.world.size} ranks ({layout}), "
+        f"{cfg.train.precision}",
+        peer="dense twin",
+        comparison=comparison,
+        numbers=numbers,
+    )
+
+
+def dense_twin(overrides: tuple[str, ...], *, world: int) -> RunConfig:
+    """The same run with one feed-forward layer in the place of every bank of experts."""
+    kept = [line for line in overrides if not line.startswith(("parallel.ep=", "model.moe="))]
+    return compose([*kept, "model.moe=dense"], world=(world, world))
+
+
+def step_work(cfg: RunConfig, groups: ParallelGroups, device: torch.device) -> Work:
+    """A training step of a freshly built model, as the trainer takes it: token counts, finite check and update."""
+    engine = build_initialised(cfg, groups, device)
+    batch = synthetic_batch(cfg, dp_rank=groups.dp.rank)
+
+    def work() -> object:
+        meter = Meter(pieces=cfg.data.tokenizer_vocab, layer_names=layer_names(cfg))
+        return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, groups=groups, device=device)
+
+    return work
+
+
+def synthetic_batch(cfg: RunConfig, *, dp_rank: int) -> StepBatch:
+    """Random tokens without padding: this data-parallel rank's share of one global batch."""
+    assert cfg.data.decoder_length is not None, "resolved"
+    assert dp_rank < data_parallel_size(cfg), dp_rank
+    size = micro_batch_size(cfg)
+    random = np.random.default_rng((cfg.seed, dp_rank))
+    micro = []
+    for index in range(cfg.train.accumulation):
+        encoder, targets = (
+            random.integers(EOS_ID + 1, cfg.model.vocab_size, size=(size, length))
+            for length in (cfg.data.encoder_length, cfg.data.decoder_length)
+        )
+        micro.append(
+            MicroBatch(
+                encoder_tokens_BL=encoder,
+                decoder_inputs_BT=decoder_inputs(targets),
+                targets_BT=targets,
+                rows_B=np.arange(size) + (dp_rank * cfg.train.accumulation + index) * size,
+            )
+        )
+    return StepBatch(step=0, epoch=0.0, micro=tuple(micro))
+
+
+def clock_in_step(groups: ParallelGroups, device: torch.device) -> Clock:
+    """The device's clock, started on all ranks at once."""
+    seconds = clock_of(device)
+
+    def timed(work: Work, repeats: int) -> float:
+        collectives.barrier(groups.control)
+        return seconds(work, repeats)
+
+    return timed

@@ -1,0 +1,1 @@
+"""The study of speed-up: Switch against its FLOP-matched dense twin."""

@@ -1,0 +1,1 @@
+"""The study of precision: what an fp32 router is worth."""

@@ -1,0 +1,199 @@
+"""The run that every layout is compared with: one process, the whole batch at once, plain torch, no engine, no ranks.
+
+Each step leaves a file of tensors and one of numbers. Shape suffixes: B rows of the global batch, L encoder length,
+T decoder length; routing as in `record`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conf.schema import RunConfig
+from measure.verify.batches import global_rows
+from measure.verify.kinks import UnitRecorder
+from measure.verify.numbers import StepNumbers, Tally
+from measure.verify.optim import build_reference
+from measure.verify.record import Decision, Recorder
+from measure.verify.trace import Trace, Tracer
+from model.init import initial_masters
+from model.losses import LossScale, micro_batch_loss
+from model.parallelize import build_model
+from model.t5.model import SwitchTransformer
+from parallel.layout import spec_of
+from parallel.rng import NoiseKey
+from parallel.types import single_process
+
+GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS, UNITS = "gradient", "parameter", "slots", "tokens", "logits", "units"
+OUTPUT = "output"
+INITIAL = -1  # the "step" of the weights before the first one
+NOTHING = StepNumbers(loss=0.0, entered=0.0, aux=0.0, z=0.0, layer_aux={}, layer_z={})
+
+
+def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: torch.device, folder: Path) -> None:
+    """Train `steps` steps and write them to `folder`. fp64: forward and backward alone, the weights stay.
+
+    `cfg` is a layout of one rank, without accumulation and without recomputation.
+    """
+    module = build_model(cfg, single_process(), device=device, dtype=dtype)
+    recorder, units = Recorder(module, cfg, single_process(), None), UnitRecorder(module, cfg)
+    tracer = Tracer(module)
+    parameters = dict(module.named_parameters())
+    masters, optimizer = None, None
+    if dtype != torch.float64:
+        masters = _masters(module, cfg)
+        optimizer = build_reference(cfg.optim, masters, {name: spec_of(p).decay for name, p in parameters.items()})
+    held = parameters if masters is None else masters
+    write_step(folder, INITIAL, {f"{PARAMETER}/{n}": p.detach() for n, p in held.items()}, NOTHING, 0.0)
+    for step in range(steps):
+        numbers = _forward_backward(module, cfg, step, device)
+        tensors = {f"{GRADIENT}/{n}": _gradient(p, dtype) for n, p in parameters.items()}
+        norm = torch.stack([g.double().square().sum() for g in tensors.values()]).sum().sqrt()
+        if masters is not None and optimizer is not None:
+            _update(cfg, parameters, masters, optimizer, float(norm))
+            tensors |= {f"{PARAMETER}/{name}": p.detach() for name, p in masters.items()}
+            tensors |= dict(_moments(masters, optimizer))
+        tensors |= _routing(recorder.take()) | {f"{UNITS}/{place}": on for place, on in units.take().items()}
+        module.zero_grad()
+        write_step(folder, step, tensors, numbers, float(norm), tracer.take())
+
+
+def _forward_backward(module: SwitchTransformer, cfg: RunConfig, step: int, device: torch.device) -> StepNumbers:
+    encoder_BL, targets_BT = (torch.from_numpy(array).to(device) for array in global_rows(cfg, step))
+    inputs_BT = torch.cat([torch.zeros_like(targets_BT[:, :1]), targets_BT[:, :-1]], dim=1)
+    rows_B = torch.arange(cfg.train.global_batch, device=device)
+    noise = NoiseKey(seed=cfg.seed, step=step, rows_B=rows_B)
+    output = module(encoder_BL, inputs_BT, targets_BT, mode="train", noise=noise)
+    targets = int((targets_BT != 0).sum())
+    scale = LossScale(
+        target_tokens=targets, encoder_tokens=int((encoder_BL != 0).sum()), decoder_tokens=targets, replicas=1
+    )
+    parts = micro_batch_loss(output, scale, cfg.moe)
+    parts.total.backward()
+    tally = Tally(cfg)
+    tally.add(output, targets_BT, parts)
+    # Totals straight from the loss, not through what adds up micro-batches.
+    totals = {"loss": float(parts.ce), "entered": float(parts.ce), "aux": float(parts.aux), "z": float(parts.z)}
+    return replace(tally.numbers(single_process()), **totals)
+
+
+def _gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """In fp32, or fp64 in an fp64 model; a parameter that backward does not reach has none, which is a zero."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.zeros_like(parameter, dtype=wide) if parameter.grad is None else parameter.grad.to(wide)
+
+
+def _masters(module: nn.Module, cfg: RunConfig) -> dict[str, nn.Parameter]:
+    """fp32 weights: the parameters themselves, or unrounded initial values where they are of lower precision."""
+    exact = initial_masters(
+        module, single_process(), seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics
+    )  # fmt: skip
+    masters: dict[str, nn.Parameter] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.dtype == torch.float32:
+            masters[name] = parameter
+        else:
+            drawn = exact(name, "master")
+            assert drawn is not None
+            masters[name] = nn.Parameter(drawn.to(parameter.device))
+    return masters
+
+
+def _update(
+    cfg: RunConfig, parameters: dict[str, Any], masters: dict[str, nn.Parameter], optimizer: Optimizer, norm: float
+) -> None:
+    """Clip, step, round."""
+    shrink = min(1.0, cfg.optim.clip_norm / (norm + 1e-6)) if cfg.optim.clip_norm > 0 else 1.0
+    for name, master in masters.items():
+        master.grad = _gradient(parameters[name], torch.float32) * shrink
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.schedule.lr
+    optimizer.step()
+    with torch.no_grad():
+        for name, master in masters.items():
+            if master is not parameters[name]:
+                parameters[name].copy_(master)
+
+
+def _moments(masters: dict[str, nn.Parameter], optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, master in masters.items():
+        for kind, value in optimizer.state[master].items():
+            if kind != "step":
+                yield f"{kind}/{name}", value
+
+
+def _routing(decisions: list[Decision]) -> dict[str, Tensor]:
+    """One call per layer with all groups in order."""
+    found: dict[str, Tensor] = {}
+    for decision in decisions:
+        assert f"{SLOTS}/{decision.layer}" not in found, f"{decision.layer} was called twice"
+        found[f"{SLOTS}/{decision.layer}"] = decision.slots_GSK
+        found[f"{TOKENS}/{decision.layer}"] = decision.tokens_GEC
+        found[f"{LOGITS}/{decision.layer}"] = decision.logits_GSE
+    return found
+
+
+def write_step(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    numbers: StepNumbers,
+    norm: float,
+    traces: Sequence[Trace] = (),
+) -> None:
+    """Write one step. Gradient, parameter and moment tensors are whole logical tensors by `kind/name`."""
+    tensors = tensors | {f"{OUTPUT}/{trace.place}": trace.prints_BP for trace in traces}
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, folder / f"step{step}.safetensors")
+    largest = {key: float(value.abs().max()) for key, value in tensors.items() if value.is_floating_point()}
+    places = [trace.place for trace in traces]
+    squares = {
+        key.partition("/")[2]: float(value.double().square().sum())
+        for key, value in tensors.items() if key.startswith(f"{GRADIENT}/")
+    }  # fmt: skip
+    written = {
+        "numbers": numbers.to_json(), "norm": norm, "largest": largest, "places": places, "squares": squares,
+    }  # fmt: skip
+    (folder / f"step{step}.json").write_text(json.dumps(written), encoding="utf-8")
+
+
+class ReferenceStep:
+    """One step of the reference, read piece by piece."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        written = json.loads((folder / f"step{step}.json").read_text(encoding="utf-8"))
+        self.numbers = StepNumbers.from_json(written["numbers"])
+        self.norm = float(written["norm"])
+        self.squares: dict[str, float] = written["squares"]  # of gradients, summed over each parameter
+        self.places: list[str] = written["places"]  # of outputs, in the order in which forward made them
+        self._largest: dict[str, float] = written["largest"]
+        self._file: Any = safe_open(folder / f"step{step}.safetensors", framework="pt")
+        self._keys = list(self._file.keys())
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the tensors of a kind."""
+        return [key.partition("/")[2] for key in self._keys if key.partition("/")[0] == kind]
+
+    def largest(self, kind: str, name: str) -> float:
+        """max|b| of the whole tensor."""
+        return self._largest[f"{kind}/{name}"]
+
+    def shape(self, kind: str, name: str) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+        return tuple(self._file.get_slice(f"{kind}/{name}").get_shape())
+
+    def part(self, kind: str, name: str, slices: tuple[slice, ...]) -> Tensor:
+        """A rectangle of it."""
+        return self._file.get_slice(f"{kind}/{name}")[slices]
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """All of it."""
+        return self._file.get_tensor(f"{kind}/{name}")

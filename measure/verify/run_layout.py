@@ -1,0 +1,359 @@
+"""A few steps of one layout on one rank, every number compared with the reference as soon as it exists."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from conf.convert import to_config, to_dict
+from conf.derive import Stack, micro_batch_size
+from conf.routing import num_choices, stack_router
+from conf.schema import RunConfig
+from data.batch import StepBatch
+from measure.verify.batches import step_batch
+from measure.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, Ledger, Precision
+from measure.verify.kinks import UnitReplay
+from measure.verify.numbers import StepNumbers, Tally
+from measure.verify.record import GivenLogits, Recorder
+from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
+from measure.verify.rows import RowFinder
+from measure.verify.trace import Trace, Tracer
+from model.losses import LossScale, micro_batch_loss
+from model.parallelize import build_model
+from model.t5.model import SwitchTransformer
+from parallel import collectives
+from parallel.engine import MASTER, Engine, StateTensor, StepResult
+from parallel.layout import Shard, replica_axis, shard_of, spec_of, tagged_parameters
+from parallel.optim import is_counted, replica_axes
+from parallel.rng import NoiseKey
+from parallel.types import ParallelGroups
+from trainer.session import build_initialised, layer_names
+from trainer.step import count_tokens, to_device, train_step
+
+NO_TIE = -1.0  # in a replay logits are equal bit by bit, and nothing is left to rounding
+ENTERED = "the global batch as it enters backward"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One layout to run: plain types, so that it travels as JSON."""
+
+    cfg: RunConfig  # with the layout
+    folder: str  # of the reference
+    steps: int
+    precision: Precision
+    replay: bool  # route by the reference's logits
+    kinks: bool  # units of a relu that lie within a tie are on where the reference has them on
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "cfg": to_dict(self.cfg), "folder": self.folder, "steps": self.steps, "precision": self.precision,
+            "replay": self.replay, "kinks": self.kinks,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Task:
+        """The reverse of `to_json`."""
+        return cls(**{**tree, "cfg": to_config(tree["cfg"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankRun:
+    """What a test may damage before the first step."""
+
+    cfg: RunConfig
+    groups: ParallelGroups
+    module: SwitchTransformer
+    engine: Engine | None  # None in an fp64 run
+
+
+Damage = Callable[[RankRun], AbstractContextManager[None]]  # for tests: entered before the first step, left after all
+
+
+def run_layout(task: Task, groups: ParallelGroups, device: torch.device, damage: Damage | None) -> Findings:
+    """Run and compare. Collective."""
+    runner = _ExactRunner(task, groups, device) if task.precision == "fp64" else _EngineRunner(task, groups, device)
+    run = RankRun(cfg=task.cfg, groups=groups, module=runner.module, engine=runner.engine)
+    with damage(run) if damage else nullcontext():
+        runner.compare_initial()
+        for step in range(task.steps):
+            runner.step(step)
+            if runner.units is not None:
+                runner.ledger.findings.kinks += len(runner.units.moved)
+                runner.units.moved.clear()
+    return runner.ledger.findings
+
+
+class _Runner(ABC):
+    """What both kinds of run share: the reference of the present step and the ledger."""
+
+    def __init__(
+        self, task: Task, groups: ParallelGroups, device: torch.device, module: nn.Module, engine: Engine | None
+    ) -> None:
+        assert isinstance(module, SwitchTransformer)
+        self.engine = engine
+        self.task, self.cfg, self.groups, self.device, self.module = task, task.cfg, groups, device, module
+        self.ledger = Ledger(
+            LIMITS[task.precision],
+            tie=NO_TIE if task.replay else None,
+            output_limit=OUTPUT_LIMITS.get(task.precision, math.inf),
+        )
+        self.reference: ReferenceStep | None = None
+        self.at_step = 0
+        given: GivenLogits | None = self._given if task.replay else None
+        self.finder = RowFinder(task.cfg)
+        module.register_forward_pre_hook(self._begin, with_kwargs=True)  # before those that ask for rows
+        self.recorder = Recorder(module, task.cfg, groups, given, self.finder.rows)
+        self.tracer = Tracer(module, self.finder.rows)
+        self.units = UnitReplay(module, task.cfg, self._given_units, self.finder.rows) if task.kinks else None
+        self.parameters = {name: parameter for name, parameter, _ in tagged_parameters(module)}
+        self.shards = {name: shard_of(parameter, groups) for name, parameter in self.parameters.items()}
+        self.positions = {name: i for i, name in enumerate(self.parameters)}
+        self.layers = {name: i for i, name in enumerate(layer_names(task.cfg))}
+
+    def compare_initial(self) -> None:
+        """The weights on every rank are the drawn ones, rounded to the dtype they compute in."""
+        reference = ReferenceStep(Path(self.task.folder), INITIAL)
+        for name, parameter in self.parameters.items():
+            self.compare_exactly(name, parameter, reference.part(PARAMETER, name, self.shards[name].slices), INITIAL)
+
+    def compare_exactly(self, name: str, ours: Tensor, theirs: Tensor, step: int) -> None:
+        """Weights that must be equal to the last bit."""
+        lr, at = self.cfg.schedule.lr, self.positions[name]
+        theirs = theirs.to(ours.dtype)
+        self.ledger.tensor("parameter", ours, theirs, lr, step=step, where=name, at=at, limit=0.0)
+
+    @abstractmethod
+    def step(self, step: int) -> None:
+        """Run step `step` and compare it."""
+
+    def open(self, step: int) -> ReferenceStep:
+        """Read the reference of a step; replayed logits come from it."""
+        self.reference = ReferenceStep(Path(self.task.folder), step)
+        self.finder.open(step)
+        self.at_step = step
+        return self.reference
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        encoder_BL, _, targets_BT = args
+        self.finder.begin(encoder_BL, targets_BT)
+        wrong = self.finder.wrong(kwargs["noise"])
+        if wrong:
+            self.ledger.key(", ".join(wrong), step=self.at_step)
+
+    def compare_forward(self, step: int, reference: ReferenceStep, ours: StepNumbers) -> None:
+        """Outputs of sublayers, kept sets and losses."""
+        for trace in self.tracer.take():
+            self._compare_output(step, reference, trace)
+        for decision in self.recorder.take():
+            stack: Stack = "encoder" if decision.layer.startswith("encoder") else "decoder"
+            router, at = stack_router(self.cfg.moe, stack), self.layers[decision.layer]
+            self.ledger.routing(
+                decision, reference, step=step, at=at, choices=num_choices(self.cfg.moe, router),
+                text_order=router in TEXT_ORDER,
+            )  # fmt: skip
+        theirs = reference.numbers
+        for quantity in ("loss", "aux", "z"):
+            # Behind the layers in order: what differs in one of them is better named by its layer.
+            at = 0 if quantity == "loss" else len(self.layers)
+            self.ledger.number(quantity, getattr(ours, quantity), getattr(theirs, quantity), step=step, at=at)
+        self.ledger.number("loss", ours.entered, theirs.entered, step=step, where=ENTERED, at=1)
+        for name, at in self.layers.items():
+            self.ledger.number("aux", ours.layer_aux[name], theirs.layer_aux[name], step=step, where=name, at=at)
+            self.ledger.number("z", ours.layer_z[name], theirs.layer_z[name], step=step, where=name, at=at)
+
+    def compare_gradients(self, step: int, reference: ReferenceStep, gradients: dict[str, Tensor]) -> None:
+        """Every parameter's; what this rank holds is noted, so that nobody's share is missing."""
+        assert gradients.keys() == self.parameters.keys(), "the engine gives every parameter's gradient"
+        for name, gradient in gradients.items():
+            shard = self.shards[name]
+            theirs = reference.part(GRADIENT, name, shard.slices)
+            scale = reference.largest(GRADIENT, name)
+            at = -self.positions[name]  # backward comes to the last first: what is near the loss is near the cause
+            self.ledger.tensor("gradient", gradient, theirs, scale, step=step, where=name, at=at)
+            self.cover(f"{GRADIENT}/{name}", shard, None)
+
+    def _compare_output(self, step: int, reference: ReferenceStep, trace: Trace) -> None:
+        place, where = trace.place, trace.name
+        if place not in reference.places:  # a call more than the forward of the reference has
+            place, where = f"{trace.name}#0", f"{trace.name}, recomputed"
+        at, scale = reference.places.index(place), reference.largest(OUTPUT, place)
+        theirs = reference.whole(OUTPUT, place)[trace.rows_B]
+        self.ledger.output(trace.prints_BP, theirs, scale, step=step, where=where, at=at)
+
+    def cover(self, key: str, shard: Shard, dims: tuple[int, ...] | None) -> None:
+        """Note a rectangle of a logical tensor as compared."""
+        kept = range(len(shard.local_shape)) if dims is None else dims
+        part = tuple(shard.offsets[d] for d in kept), tuple(shard.local_shape[d] for d in kept)
+        self.ledger.findings.covered.setdefault(key, set()).add(part)
+
+    def _given(self, layer: str, groups: Tensor) -> Tensor:
+        assert self.reference is not None
+        return self.reference.whole(LOGITS, layer)[groups.cpu()].to(self.device)
+
+    def _given_units(self, place: str) -> Tensor:
+        assert self.reference is not None
+        return self.reference.whole(UNITS, place)
+
+
+class _BeforeStep:
+    """An engine that lets someone look at its gradients before it takes its step."""
+
+    def __init__(self, engine: Engine, look: Callable[[], None]) -> None:
+        self._engine, self._look = engine, look
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, lr: float) -> StepResult:
+        """See `Engine`."""
+        self._look()
+        return self._engine.step(lr)
+
+
+class _EngineRunner(_Runner):
+    """The trainer's own step with the engine of the layout."""
+
+    def __init__(self, task: Task, groups: ParallelGroups, device: torch.device) -> None:
+        engine = build_initialised(task.cfg, groups, device)
+        super().__init__(task, groups, device, engine.module, engine)
+
+    def compare_initial(self) -> None:
+        """The masters as well."""
+        super().compare_initial()
+        assert self.engine is not None
+        reference = ReferenceStep(Path(self.task.folder), INITIAL)
+        for state in self.engine.read_state():
+            if state.kind == MASTER:
+                theirs = reference.part(PARAMETER, state.name, self.shards[state.name].slices)
+                self.compare_exactly(state.name, state.value, theirs, INITIAL)
+
+    def step(self, step: int) -> None:
+        """See `_Runner`."""
+        engine, reference = self.engine, self.open(step)
+        assert engine is not None
+        batch = step_batch(self.cfg, step, dp_rank=self.groups.dp.rank)
+        tally = Tally(self.cfg)
+
+        def look() -> None:
+            self.compare_forward(step, reference, tally.numbers(self.groups))
+            gradients = engine.gradients()
+            self.compare_gradients(step, reference, gradients)
+            squares.update(self._squares(gradients))
+
+        squares: dict[str, float] = {}
+        lr, watched = self.cfg.schedule.lr, cast("Engine", _BeforeStep(engine, look))
+        norm = train_step(
+            watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, groups=self.groups, device=self.device
+        )[1]
+        self.ledger.number("norm", norm, reference.norm, step=step)
+        if self.task.precision == "bf16":
+            self._compare_norms(step, reference, squares, norm)
+        if self.task.precision == "fp32":
+            for name, parameter in self.parameters.items():  # the copy on every rank, not only its owner's
+                self._compare_parameter(step, reference, name, parameter)
+        else:
+            self._compare_copies(step)
+        for state in engine.read_state():
+            self._compare_state(step, reference, state)
+
+    def _squares(self, gradients: dict[str, Tensor]) -> dict[str, float]:
+        """Sum of squares of each parameter's gradient. Copies count in proportion: none has to be singled out."""
+        shares: list[Tensor] = []
+        for name, gradient in gradients.items():
+            copies = self.groups.world.size * gradient.numel() / math.prod(self.shards[name].global_shape)
+            shares.append(gradient.double().square().sum() / copies)
+        summed = collectives.all_reduce(torch.stack(shares), self.groups.world)
+        return dict(zip(gradients, summed.tolist(), strict=True))
+
+    def _compare_norms(self, step: int, reference: ReferenceStep, squares: dict[str, float], norm: float) -> None:
+        """In bf16, where rounding moves single elements by their own size: the norm of this layout's own gradients, and
+        the norms of experts and of the rest."""
+        own = math.sqrt(sum(squares.values()))
+        limit = LIMITS["fp32"]["gradient"]
+        self.ledger.note("norm", abs(norm / own - 1), step=step, where="its own gradients", limit=limit)
+        for experts, where in ((True, "experts"), (False, "all but experts")):
+            names = [name for name, p in self.parameters.items() if spec_of(p).is_expert == experts]
+            ours, theirs = (math.sqrt(sum(of[name] for name in names)) for of in (squares, reference.squares))
+            self.ledger.number("norm", ours, theirs, step=step, where=where, at=1)
+
+    def _compare_parameter(self, step: int, reference: ReferenceStep, name: str, value: Tensor) -> None:
+        theirs = reference.part(PARAMETER, name, self.shards[name].slices)
+        lr, at = self.cfg.schedule.lr, self.positions[name]
+        self.ledger.tensor("parameter", value, theirs, lr, step=step, where=name, at=at)
+
+    def _compare_copies(self, step: int) -> None:
+        """That all copies of a weight are equal; `_compare_state` compares the owner's with the rounded master."""
+        for name, parameter in self.parameters.items():
+            ours = parameter.detach().float()
+            for axis in replica_axes(parameter, self.groups):
+                for op in ("max", "min"):
+                    self.compare_exactly(name, ours, collectives.all_reduce(ours.clone(), axis, op), step)
+
+    def _compare_state(self, step: int, reference: ReferenceStep, state: StateTensor) -> None:
+        shard = self.shards[state.name]
+        self.cover(f"{PARAMETER if state.kind == MASTER else state.kind}/{state.name}", shard, state.dims)
+        if state.kind == MASTER:
+            self._compare_parameter(step, reference, state.name, state.value)
+            if self.task.precision == "bf16":
+                self.compare_exactly(state.name, self.parameters[state.name], state.value, step)
+            return
+        slices = shard.slices if state.dims is None else tuple(shard.slices[d] for d in state.dims)
+        theirs = reference.part(state.kind, state.name, slices)
+        scale, at = reference.largest(state.kind, state.name), self.positions[state.name]
+        where = f"{state.name} ({state.kind})"
+        self.ledger.tensor("moment", state.value, theirs, scale, step=step, where=where, at=at)
+
+
+class _ExactRunner(_Runner):
+    """The fp64 model without an engine: backward, and the sums over ranks that an engine must come down to."""
+
+    def __init__(self, task: Task, groups: ParallelGroups, device: torch.device) -> None:
+        module = build_model(task.cfg, groups, device=device, dtype=torch.float64)
+        super().__init__(task, groups, device, module, None)
+
+    def step(self, step: int) -> None:
+        """See `_Runner`. Weights stay as they are; steps differ in batch and noise."""
+        reference = self.open(step)
+        batch = step_batch(self.cfg, step, dp_rank=self.groups.dp.rank)
+        tally = Tally(self.cfg)
+        self._run_micro_batches(batch, tally)
+        self.compare_forward(step, reference, tally.numbers(self.groups))
+        gradients: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+            gradients[name] = collectives.all_reduce(grad, replica_axis(parameter, self.groups)) / self.groups.dp.size
+        self.compare_gradients(step, reference, gradients)
+        counted = [gradients[n].square().sum() for n, p in self.parameters.items() if is_counted(p, self.groups)]
+        total = torch.stack([torch.zeros((), dtype=torch.float64, device=self.device), *counted]).sum().reshape(1)
+        collectives.all_reduce(total, self.groups.world)
+        self.ledger.number("norm", float(total.sqrt()), reference.norm, step=step)
+        self.module.zero_grad()
+
+    def _run_micro_batches(self, batch: StepBatch, tally: Tally) -> None:
+        counts = count_tokens(batch, self.groups)
+        scale = LossScale(
+            target_tokens=counts.target_tokens,
+            encoder_tokens=counts.encoder_tokens,
+            decoder_tokens=counts.target_tokens,
+            replicas=self.groups.dp.size * len(batch.micro),
+        )
+        for micro in batch.micro:
+            assert len(micro.rows_B) == micro_batch_size(self.cfg)
+            tensors = to_device(micro, self.device)
+            noise = NoiseKey(seed=self.cfg.seed, step=batch.step, rows_B=tensors.rows_B)
+            output = self.module(
+                tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="train", noise=noise
+            )
+            parts = micro_batch_loss(output, scale, self.cfg.moe)
+            (parts.total / len(batch.micro)).backward()
+            tally.add(output, tensors.targets_BT, parts)
