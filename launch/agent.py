@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.process import CODE_KEY, INTERRUPTED, TIME_KEY, USER_ERROR
 from launch.local import LOG_DIR_VARIABLE
+from launch.process import CODE_KEY, INTERRUPTED, TIME_KEY, USER_ERROR
 
 TAIL_LINES = 20
 _BY_KERNEL = {-signum for signum in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from conf.errors import ConfigError
-from conf.identity import check_packages
-from conf.process import DEBUG_VARIABLE, guarded
 from launch.commands import COMMANDS, Command, command_help, overview
+from launch.identity import check_packages
+from launch.process import DEBUG_VARIABLE, guarded
 
 HELP = ("-h", "--help")
 
@@ -85,7 +85,7 @@ def _train(overrides: list[str]) -> int:
 
 def _config(overrides: list[str]) -> int:
     from conf.compose import compose
-    from conf.describe import describe
+    from launch.describe import describe
 
     print(describe(compose(overrides)))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from conf.identity import ROOT
+from launch.identity import ROOT
 
 PROJECT = "Pointsman trains Switch Transformers with tensor, data and expert parallelism."
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ConfigError
-from conf.identity import ROOT
 from conf.schema import LaunchConfig
+from launch.identity import ROOT
 
 TRAINER = "trainer.main"
 # Set by whatever launched us; inherited by ranks of our own they would name the wrong world.

@@ -9,11 +9,11 @@ import time
 import torch
 
 from conf.compose import compose
+from launch.process import world_from_environment
 from parallel import collectives
 from parallel.groups import destroy_groups, init_groups
 from parallel.types import Axis
 from trainer.device import local_device
-from trainer.main import world_from_environment
 
 _ROUNDS = 7
 

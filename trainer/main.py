@@ -1,4 +1,8 @@
-"""One rank of a training run: `torchrun ... -m trainer.main <overrides>`, `deepspeed --module trainer.main ...`."""
+"""One rank of a training run: `torchrun ... -m trainer.main <overrides>`, `deepspeed --module trainer.main ...`.
+
+Of this project nothing is imported before `check_packages` has seen that it is this project's: `python -m` looks into
+the working directory first.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,20 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from conf.compose import compose
-from conf.errors import ConfigError
-from conf.identity import check_packages
-from conf.process import die_with_launcher, guarded, noted
-from conf.schema import RunConfig
-from data.prepare import prepare_data
-from trainer.progress import PreparationView
+if TYPE_CHECKING:
+    from conf.schema import RunConfig
 
 _HEAD_START_S = 0.5
 
 
-def world_from_environment() -> tuple[int, int] | None:
-    """(world size, ranks on this node) as torchrun and DeepSpeed set them; None when started by hand."""
-    if "WORLD_SIZE" not in os.environ:
-        return None
-    world = int(os.environ["WORLD_SIZE"])
-    return world, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit code: 0 done or stopped on request, 2 for something the user can mend."""
+    _check_packages()
+    from launch.process import guarded
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     # DeepSpeed's launcher passes the local rank as a flag as well as in the environment.
     overrides = [argument for argument in arguments if not argument.startswith("--local_rank")]
@@ -40,8 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _train(overrides))
 
 
-def _train(overrides: list[str]) -> int:
+def _check_packages() -> None:
+    try:
+        from launch.identity import check_packages
+    except ImportError:  # `launch` itself is somebody else's
+        import launch
+
+        ours = Path(__file__).resolve().parent.parent / "launch"
+        found = launch.__file__ or next(iter(launch.__path__))
+        raise SystemExit(
+            f"error: package 'launch': got {found}, which hides Pointsman's own {ours}; needs Pointsman's to come "
+            "first; try another working directory, or export PYTHONSAFEPATH=1"
+        ) from None
     check_packages()
+
+
+def _train(overrides: list[str]) -> int:
+    from conf.compose import compose
+    from launch.process import noted, world_from_environment
+
     cfg = compose(overrides, world=world_from_environment())
     _require_name_for_restarts(cfg)
     _prepare(cfg)
@@ -65,6 +78,8 @@ def _train(overrides: list[str]) -> int:
 def _require_name_for_restarts(cfg: RunConfig) -> None:
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if cfg.name is None and restarts != "0":
+        from conf.errors import ConfigError
+
         raise ConfigError(
             "name",
             got=None,
@@ -82,6 +97,9 @@ def _prepare(cfg: RunConfig) -> None:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank:
         time.sleep(_HEAD_START_S)
+    from data.prepare import prepare_data
+    from trainer.progress import PreparationView
+
     show = PreparationView() if os.environ.get("RANK", "0") == "0" else None
     prepare_data(cfg, progress=show.update if show else lambda text: None)
     if show:
@@ -89,5 +107,8 @@ def _prepare(cfg: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    _check_packages()
+    from launch.process import die_with_launcher
+
     die_with_launcher()
     sys.exit(main())

@@ -7,9 +7,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from conf.process import noted
 from conf.schema import RunConfig
 from data.corpus import open_corpus
+from launch.process import noted
 from parallel.consensus import on_main
 from parallel.types import ParallelGroups
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from conf.identity import ROOT
+from launch.identity import ROOT
 
 
 def machine_line(device: torch.device, threads: int) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from conf.compose import compose
-from conf.process import die_with_parent, guarded, noted
+from launch.process import die_with_parent, guarded, noted, world_from_environment
 from measure.speed import exchange, step
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from parallel.types import ParallelGroups
-from trainer.main import world_from_environment
 
 BENCHMARKS: dict[str, Callable[[Settings, ParallelGroups], Iterator[Row]]] = {
     "step": step.run,

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from conf.errors import ConfigError, SetupError
-from conf.identity import ROOT
+from launch.identity import ROOT
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conf.errors import ConfigError
-from conf.identity import ROOT
+from launch.identity import ROOT
 
 # One process and one thread a run, so that two fit on two cores. ZeRO has nothing to shard there.
 COMMON = (

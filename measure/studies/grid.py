@@ -19,9 +19,9 @@ from typing import Any
 
 from conf.compose import compose, load, to_dict
 from conf.errors import ConfigError, StudyError
-from conf.identity import ROOT
-from conf.process import BOUND_VARIABLE
 from conf.schema import RunConfig
+from launch.identity import ROOT
+from launch.process import BOUND_VARIABLE
 from trainer.run_dir import RunDir
 
 _POLL_S = 0.5

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.process import die_with_parent
+from launch.process import die_with_parent
 
 if TYPE_CHECKING:
     from measure.verify.run_layout import Damage

@@ -223,7 +223,7 @@ def test_composing_needs_no_torch_writes_nothing_and_is_quick(tmp_path):
     program = (
         "import sys, time; start = time.process_time()\n"
         "from conf.compose import compose\n"
-        "from conf.describe import describe\n"
+        "from launch.describe import describe\n"
         "describe(compose(['model=switch_c_2048']))\n"
         "heavy = {'torch', 'numpy', 'deepspeed', 'megatron', 'datasets', 'wandb'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

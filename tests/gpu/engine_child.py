@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from conf.compose import compose
+from launch.process import world_from_environment
 from measure.verify.batches import step_batch
 from parallel.groups import destroy_groups, init_groups
 from parallel.layout import shard_of, tagged_parameters
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device, make_repeatable
-from trainer.main import world_from_environment
 from trainer.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from conf.errors import ConfigError
-from conf.identity import check_packages
-from conf.process import die_with_launcher, guarded, noted
+from launch.identity import check_packages
+from launch.process import die_with_launcher, guarded, noted
 
 
 def work() -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous.api import RendezvousTimeoutError
 
-from conf.process import CODE_KEY, INTERRUPTED, TIME_KEY
 from launch import agent
 from launch.agent import report
+from launch.process import CODE_KEY, INTERRUPTED, TIME_KEY
 
 
 def failure(local_rank: int, exitcode: int, *, at: int, note: str | None, noted_code: int | None = None) -> Any:

@@ -13,9 +13,9 @@ import pytest
 
 import launch.local
 from conf.errors import SetupError
-from conf.identity import ROOT
 from launch.cli import main
 from launch.commands import COMMANDS
+from launch.identity import ROOT
 
 
 def test_overview_teaches_every_command_and_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from conf.process import BOUND_VARIABLE
 from launch.local import LOG_DIR_VARIABLE, free_port, plan
+from launch.process import BOUND_VARIABLE
 from tests.launch.test_torchrun import launch
 
 STANDIN = "tests.launch.standin"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from conf.errors import ConfigError
-from conf.identity import ROOT
 from conf.schema import LaunchConfig
+from launch.identity import ROOT
 from launch.torchrun import (
     module_search_path,
     rank_environment,

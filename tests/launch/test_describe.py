@@ -7,7 +7,7 @@ import re
 import pytest
 
 from conf.compose import compose, load
-from conf.describe import describe, human
+from launch.describe import describe, human
 
 
 def fact(text: str, name: str) -> str:

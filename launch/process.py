@@ -90,6 +90,14 @@ def has_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def world_from_environment() -> tuple[int, int] | None:
+    """(world size, ranks on this node) as torchrun and DeepSpeed set them; None when started by hand."""
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    world = int(os.environ["WORLD_SIZE"])
+    return world, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+
+
 def die_with_launcher() -> None:
     """`die_with_parent` for a rank that has a launcher.
 

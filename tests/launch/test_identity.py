@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.identity import PACKAGES, ROOT
+from launch.identity import PACKAGES, ROOT
 
-CHECK = "from conf.identity import check_packages; check_packages()"
+CHECK = "from launch.identity import check_packages; check_packages()"
 
 
 def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -30,18 +30,41 @@ def test_every_package_imports_from_another_directory(tmp_path: Path) -> None:
 
 def test_check_imports_none_of_the_packages_it_checks(tmp_path: Path) -> None:
     done = python(f"{CHECK}; import sys; print([n for n in {PACKAGES!r} if n in sys.modules])", tmp_path)
-    assert done.stdout.strip() == "['conf']", done.stderr
+    assert done.stdout.strip() == "['launch']", done.stderr
 
 
-@pytest.mark.parametrize("name", ["data", "model", "parallel", "trainer", "launch"])
+@pytest.mark.parametrize("name", ["data", "model", "parallel", "trainer", "conf", "measure"])
 def test_foreign_package_in_working_directory_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     done = python(CHECK, tmp_path)
+    check_refusal(done, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["data", "model", "parallel", "conf", "launch"])
+@pytest.mark.parametrize("door", ["trainer.main", "torch.distributed.run"])
+def test_every_door_names_the_foreign_package_in_the_working_directory(tmp_path: Path, name: str, door: str) -> None:
+    if door == "torch.distributed.run" and name != "model":
+        pytest.skip("torchrun starts the door beside it; it costs seconds, so one name will do")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    words = ["-m", "trainer.main"] if door == "trainer.main" else ["-m", door, "--standalone", "-m", "trainer.main"]
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, *words, "train.steps=1"], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode != 0
-    message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith(f"conf.errors.SetupError: package '{name}': got {tmp_path / name}")
+    message = next(line for line in done.stderr.splitlines() if line.startswith("error: package"))
+    assert str(tmp_path / name) in message
     assert str(ROOT / name) in message
+    assert "ModuleNotFoundError" not in done.stderr
+
+
+def check_refusal(done: subprocess.CompletedProcess[str], foreign: Path) -> None:
+    assert done.returncode == 2
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"error: package '{foreign.name}': got {foreign}")
+    assert str(ROOT / foreign.name) in message
     assert "another working directory" in message
 
 

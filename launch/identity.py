@@ -1,7 +1,8 @@
-"""Whether the names conf, data, launch, model, parallel and trainer mean this project's packages.
+"""Whether the names conf, data, launch, measure, model, parallel and trainer mean this project's packages.
 
 Such plain names are also what people call their own folders and modules. A foreign package found first would fail
-later and obscurely ("cannot import name ..."), so both commands that start work ask here before they import anything.
+later and obscurely ("cannot import name ..."), so every door (`pointsman`, `python -m trainer.main`) asks here before
+it imports anything. For the same reason this file imports nothing but the standard library.
 
 A plain folder without `__init__.py` (say `data/` full of text, beside which somebody starts a run) is no rival: Python
 prefers a regular package wherever on the path it lies. An editable installation, however, is found by a hook behind
@@ -17,17 +18,15 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from conf.errors import SetupError
-
-PACKAGES = ("conf", "data", "launch", "model", "parallel", "trainer")
+PACKAGES = ("conf", "data", "launch", "measure", "model", "parallel", "trainer")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_packages() -> None:
     """Make sure that every name in `PACKAGES` would be imported from beside this file; imports none of them.
 
-    Raises:
-        SetupError: another package or module of that name comes first; the text names both and what to do.
+    Ends the process with exit code 2 where another package or module of that name comes first, and a message that
+    names both and what to do.
     """
     found = {name: _find(name) for name in PACKAGES}
     hidden = [name for name, spec in found.items() if spec is None or _is_plain_folder(spec)]
@@ -41,7 +40,8 @@ def check_packages() -> None:
         ours = ROOT / name
         where = _location(spec)
         if where != ours:
-            raise SetupError(_complaint(name, where, ours))
+            print(f"error: {complaint(name, where, ours)}", file=sys.stderr, flush=True)
+            raise SystemExit(2)
 
 
 def _find(name: str) -> ModuleSpec | None:
@@ -65,7 +65,8 @@ def _location(spec: ModuleSpec | None) -> Path | None:
     return Path(spec.origin).resolve() if spec.origin else None
 
 
-def _complaint(name: str, foreign: Path | None, ours: Path) -> str:
+def complaint(name: str, foreign: Path | None, ours: Path) -> str:
+    """What is wrong with a package that is found at `foreign` instead of at `ours`, and what to do."""
     if foreign is None:
         return f"package {name!r} is not found; it belongs at {ours}; reinstall with: pip install -e {ROOT}"
     return (

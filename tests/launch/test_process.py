@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import DataError
-from conf.process import CODE_KEY, ERROR_FILE_VARIABLE, TIME_KEY, guarded, noted
+from launch.process import CODE_KEY, ERROR_FILE_VARIABLE, TIME_KEY, guarded, noted
 
 
 @pytest.fixture
