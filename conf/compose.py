@@ -14,14 +14,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.convert import to_config, to_dict
-from conf.derive import resolve
+from conf.derived.derive import resolve
 from conf.errors import ConfigError
 from conf.machine import local_ranks
-from conf.overrides import CONF_DIR, Overrides, groups, presets, read_overrides
-from conf.redact import redact_text
+from conf.reading.convert import to_config, to_dict
+from conf.reading.overrides import CONF_DIR, Overrides, groups, presets, read_overrides
+from conf.reading.redact import redact_text
+from conf.rules.validate import check_world, validate
 from conf.schema import RunConfig
-from conf.validate import check_world, validate
 
 __all__ = ["compose", "dump", "load", "to_dict"]
 

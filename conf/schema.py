@@ -1,8 +1,8 @@
 """The configuration of a run as frozen dataclasses: every field, its unit and its meaning.
 
-YAML is composed by Hydra (`conf.compose`), converted strictly into these classes and checked (`conf.validate`) before
-torch is imported. Defaults live in the YAML groups beside this file, not here: a field without a value there is an
-error. `None` always means "derived"; what it is derived from is said at the field.
+YAML is composed by Hydra (`conf.compose`), converted strictly into these classes and checked (`conf.rules.validate`)
+before torch is imported. Defaults live in the YAML groups beside this file, not here: a field without a value there is
+an error. `None` always means "derived"; what it is derived from is said at the field.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.semantics import RouterName, SemanticsName
-
+Stack = Literal["encoder", "decoder"]
+SemanticsName = Literal["mesh_tf", "flaxformer", "hf", "hf_4", "paper"]
+RouterName = Literal["switch", "top_2", "switch_max", "expert_choice", "ntlb"]
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.derive import span_lengths
+from conf.derived.derive import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from data.batch import IntArray, token_masks
 from data.prepare import prepare_finite
-from data.shards import SPLITS, TOKENIZER_NAME, ShardIndex, ShardReader, Split, check_shard, read_index
-from data.spans import span_counts
-from data.stream import lane_windows, stream_fingerprint
-from data.stream_tokenizer import stream_tokenizer
-from data.stream_validation import stream_validation
-from data.tokenizer import Tokenizer
+from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, check_shard, read_index
+from data.sources.finite import SPLITS, Split
+from data.streams.held_out import stream_validation
+from data.streams.stream import lane_windows, stream_fingerprint
+from data.streams.stream_tokenizer import stream_tokenizer
+from data.tasks.span_corruption import span_counts
+from data.text.tokenizer import Tokenizer
 from data.windows import IndexedWindows, Windows
 
 _UNIGRAM_STREAM_WINDOWS = 1_000  # of the first lane: a stream has no end to count to

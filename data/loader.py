@@ -21,7 +21,7 @@ from data.batch import MicroBatch, StepBatch, decoder_inputs
 from data.children import Child
 from data.corpus import Corpus
 from data.rows import Rows, Share, rank_lanes, share_rows
-from data.shards import Split
+from data.sources.finite import Split
 
 _AHEAD = 2  # steps per worker kept ready, besides what the worker itself is making
 _POLL_S = 0.2

@@ -18,14 +18,12 @@ import numpy as np
 
 from conf.errors import PointsmanError
 from conf.schema import DataConfig, RunConfig
-from data.blocks import Block, blocks_of, tokenize_block
 from data.children import Child
 from data.files import locked, sha256_bytes
-from data.scan import Progress, Scan, scan_source, tokenizer_for
-from data.shards import (
+from data.shards.blocks import Block, blocks_of, tokenize_block
+from data.shards.shards import (
     FORMAT,
     INDEX_NAME,
-    SPLITS,
     ShardIndex,
     ShardInfo,
     check_shard,
@@ -33,10 +31,11 @@ from data.shards import (
     token_dtype,
     write_index,
 )
-from data.sources import FiniteSource, cache_folder, finite_source
-from data.stream_tokenizer import stream_tokenizer
-from data.stream_validation import stream_validation
-from data.tokenizer import Tokenizer
+from data.sources.finite import SPLITS, FiniteSource, cache_folder, finite_source
+from data.streams.held_out import stream_validation
+from data.streams.stream_tokenizer import stream_tokenizer
+from data.text.scan import Progress, Scan, scan_source, tokenizer_for
+from data.text.tokenizer import Tokenizer
 
 _MIN_SHARD_BYTES = 2 << 20
 _MAX_SHARD_BYTES = 64 << 20
@@ -133,7 +132,7 @@ def _tokenize(folder: Path, blocks: Iterator[Block], tokenizer: Tokenizer, worke
         def work(block: Block) -> ShardInfo:
             child = idle.get()
             try:
-                return child.call("data.blocks:tokenize_block", str(folder), block, tokenizer.model)
+                return child.call("data.shards.blocks:tokenize_block", str(folder), block, tokenizer.model)
             finally:
                 idle.put(child)
 

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.derive import span_lengths
+from conf.derived.derive import span_lengths
 from conf.errors import ConfigError
 from conf.schema import RunConfig
 from data.batch import EOS_ID, IntArray
 from data.corpus import Corpus
 from data.order import fold_key, permute, places
-from data.shards import Split
-from data.spans import SpanSettings, corrupt
-from data.stream import lane_windows
-from data.tokenizer import Tokenizer
+from data.sources.finite import Split
+from data.streams.stream import lane_windows
+from data.tasks.span_corruption import SpanSettings, corrupt
+from data.text.tokenizer import Tokenizer
 from data.windows import Windows
 
 _VALIDATION_EPOCH = -(1 << 40)  # keys of evaluation: the same corruption every time, never one of training

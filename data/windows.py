@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.schema import PackingName
-from data.shards import ShardReader
+from data.shards.shards import ShardReader
 
 MIN_WINDOW = 2  # tokens: one to predict and one to predict it from
 

@@ -41,10 +41,14 @@ examples
 A run writes to runs/<name>/: config.yaml, metrics.jsonl, checkpoints/, the Weights & Biases run.
 Several nodes: give launch.nodes, launch.nproc and launch.rdzv_endpoint=HOST:PORT and run the command on each.""",
         ),
-        Command(name="eval", summary="losses and routing of a checkpoint on held-out text", module="trainer.evaluate"),
-        Command(name="fill", summary="fill the masked spans of a sentence", module="trainer.fill"),
         Command(
-            name="generate", summary="generate from a checkpoint: greedy, sampling, beams", module="trainer.generate"
+            name="eval", summary="losses and routing of a checkpoint on held-out text", module="trainer.commands.eval"
+        ),
+        Command(name="fill", summary="fill the masked spans of a sentence", module="trainer.commands.fill"),
+        Command(
+            name="generate",
+            summary="generate from a checkpoint: greedy, sampling, beams",
+            module="trainer.commands.generate",
         ),
         Command(name="prepare", summary="train the tokenizer, turn documents into shards", module="data.prepare"),
         Command(
@@ -70,16 +74,18 @@ examples
             usage="[WHAT...] [OVERRIDES]",
         ),
         Command(
-            name="import-hf", summary="a Hugging Face T5 or Switch checkpoint as a run", module="trainer.import_hf"
+            name="import-hf",
+            summary="a Hugging Face T5 or Switch checkpoint as a run",
+            module="trainer.commands.import_hf",
         ),
-        Command(name="export-hf", summary="a run as a Hugging Face checkpoint", module="trainer.export_hf"),
+        Command(name="export-hf", summary="a run as a Hugging Face checkpoint", module="trainer.commands.export_hf"),
         Command(
             name="verify-parallel",
             summary="show that layouts train as one process does, down to every gradient",
             module="measure.verify.verify_parallel",
             usage="[OVERRIDES] [--layouts 'tp=2 ep=2 zero=1' ...]",
         ),
-        Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.doctor"),
+        Command(name="doctor", summary="versions, backends, an all-to-all check", module="trainer.commands.doctor"),
         Command(
             name="slurm",
             summary="write or submit a Slurm batch script",

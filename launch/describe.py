@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from conf.compose import to_yaml
-from conf.derive import (
-    Stack,
+from conf.derived.derive import (
     data_parallel_size,
     expert_capacity,
     expert_data_size,
@@ -15,8 +14,15 @@ from conf.derive import (
     sparse_layers,
     world_size,
 )
-from conf.estimate import Params, count_params, flops_per_sequence, flops_per_token, local_params, num_active_params
-from conf.schema import RunConfig
+from conf.derived.estimate import (
+    Params,
+    count_params,
+    flops_per_sequence,
+    flops_per_token,
+    local_params,
+    num_active_params,
+)
+from conf.schema import RunConfig, Stack
 
 Facts = list[tuple[str, str]]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 
 from conf.errors import SetupError
-from conf.redact import redact_text
+from conf.reading.redact import redact_text
 from conf.schema import LaunchConfig, RunConfig
 from launch.naming import with_name
 from launch.torchrun import STALE, TRAINER, Rendezvous, module_search_path, torchrun_arguments

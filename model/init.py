@@ -4,7 +4,7 @@ Each rank draws a logical tensor (of an expert bank: one expert at a time) on th
 
 With variance scale s (0.1 in the Switch paper, section 2.4) a linear layer has stddev sqrt(s / fan_in); fan_in is
 d_model, d_ff or heads * d_kv, for q d_model * d_kv because T5 does not scale scores. How it is truncated, and what
-routers and experts draw, is in the table of `conf.semantics`: mesh_tf truncates at two sigma without correcting the
+routers and experts draw, is in the table of `conf.routing.references`: mesh_tf truncates at two sigma and leaves the
 variance (the real spread is 0.88 of what is asked for); flaxformer corrects it, draws experts from a plain normal and
 routers from N(0, 0.02); Hugging Face truncates nothing, draws routers and untied output matrices from N(0, s) and
 gives experts' wo the fan-in d_model. The embedding is N(0, 1) whatever s is (T5 and flaxformer; hf: N(0, s)). The
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conf.semantics import SEMANTICS, Semantics, SemanticsName
-from parallel.engine import MASTER
-from parallel.layout import ParamSpec, Shard, shard_of, tagged_parameters
-from parallel.types import ParallelGroups
+from conf.routing.references import SEMANTICS, Semantics
+from conf.schema import SemanticsName
+from parallel.engine.protocol import MASTER
+from parallel.layers.sharding import ParamSpec, Shard, shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups
 
 TRUNCATED_SPREAD = 0.87962566103423978  # stddev of a standard normal cut at two sigma
 

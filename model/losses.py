@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conf.derive import STACKS
-from conf.routing import is_silent, over_layers, z_divisor
+from conf.derived.derive import STACKS
+from conf.routing.references import SEMANTICS
+from conf.routing.settings import is_silent, over_layers, z_divisor
 from conf.schema import MoeConfig
-from conf.semantics import SEMANTICS
 from model.moe.balance import joined_loss
 from model.t5.model import ModelOutput
 

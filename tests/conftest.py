@@ -18,3 +18,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the harness's fork server now, so that its imports overlap with tests that need one process."""
     if session.items and "tests.harness" in sys.modules:
         sys.modules["tests.harness"].start_server()
+
+
+@pytest.fixture(autouse=True)
+def _subnormal_numbers():
+    """A test that sets up a device for training flushes them for the whole process; hypothesis will not have that."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)

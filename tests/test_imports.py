@@ -27,11 +27,11 @@ WITHOUT_TORCH = ("conf", "data", "launch")
 
 # Library -> where it may be imported (prefixes of paths).
 ONLY_IN = {
-    "deepspeed": ("parallel/engine_",),
-    "megatron": ("parallel/groups.py", "parallel/tensor.py"),
+    "deepspeed": ("parallel/engine/",),
+    "megatron": ("parallel/mesh/groups.py", "parallel/layers/tensor.py"),
     "omegaconf": ("conf/",),
     "hydra": ("conf/",),
-    "wandb": ("trainer/",),
+    "wandb": ("trainer/report/",),
     "datasets": ("data/",),
     "sentencepiece": ("data/",),
 }
@@ -181,9 +181,9 @@ def test_torch_stays_out_of_a_fresh_process(box):
 
 def test_collectives_are_called_in_one_file():
     no([
-        f"{short(path)}:{line} uses {name}; parallel/collectives.py has it"
+        f"{short(path)}:{line} uses {name}; parallel/mesh/collectives.py has it"
         for path in SOURCES
-        if short(path) != "parallel/collectives.py"
+        if short(path) != "parallel/mesh/collectives.py"
         for name, line in names_used(tree_of(path))
         if name.startswith(("torch.distributed.", "deepspeed.comm.")) and name.rsplit(".", 1)[1] in COLLECTIVES
     ])  # fmt: skip

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from conf import compose
-from conf.derive import micro_batch_size
+from conf.derived.derive import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.schema import RunConfig
-from data.tokenizer import Tokenizer
-from model.parallelize import build_model
+from data.text.tokenizer import Tokenizer
+from model.build import build_model
 from model.t5.model import SwitchTransformer
-from parallel.engine import compute_dtype
-from parallel.layout import shard_of, tagged_parameters
-from parallel.types import ParallelGroups, single_process
+from parallel.engine.protocol import compute_dtype
+from parallel.layers.sharding import shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups, single_process
 from trainer.checkpoint.reader import CheckpointReader, load_weights
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device

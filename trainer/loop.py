@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 from conf.schema import TrainConfig
 from data.batch import StepBatch
-from parallel.consensus import any_rank
+from parallel.mesh.consensus import any_rank
 from trainer.checkpoint.store import SaveResult
 from trainer.evaluate import EvaluationStopped, evaluate
-from trainer.metrics import Meter, Report, flat_metrics, router_metrics
-from trainer.progress import ProgressView
+from trainer.report.metrics import Meter, Report, flat_metrics, router_metrics
+from trainer.report.progress import ProgressView
+from trainer.report.routing_table import routing_table
+from trainer.report.throughput import Throughput
 from trainer.resume import TrainState
-from trainer.routing_table import routing_table
 from trainer.run_dir import Ending
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import StopRequest
 from trainer.step import train_step
-from trainer.throughput import Throughput
 
 
 class Loop:

@@ -61,7 +61,7 @@ def _train(overrides: list[str]) -> int:
     # Only now: torch takes seconds to import, and a typo in an override should not have to wait for it.
     import torch
 
-    from parallel.groups import destroy_groups, init_groups
+    from parallel.mesh.groups import destroy_groups, init_groups
 
     if cfg.launch.threads_per_rank:
         torch.set_num_threads(cfg.launch.threads_per_rank)
@@ -98,7 +98,7 @@ def _prepare(cfg: RunConfig) -> None:
     if local_rank:
         time.sleep(_HEAD_START_S)
     from data.prepare import prepare_data
-    from trainer.progress import PreparationView
+    from trainer.report.progress import PreparationView
 
     show = PreparationView() if os.environ.get("RANK", "0") == "0" else None
     prepare_data(cfg, progress=show.update if show else lambda text: None)

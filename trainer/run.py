@@ -10,23 +10,23 @@ from pathlib import Path
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from launch.process import noted
-from parallel.consensus import on_main
-from parallel.types import ParallelGroups
+from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.consensus import on_main
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
+from trainer.commands.filling import sample_lines
 from trainer.device import make_repeatable
 from trainer.evaluate import evaluate, unigram_nats
-from trainer.filling import sample_lines
 from trainer.loading import locate
-from trainer.log import RunLog
 from trainer.loop import Loop, evaluates_at, finished
-from trainer.metrics import Report
-from trainer.progress import ProgressView, open_view
+from trainer.report.log import RunLog
+from trainer.report.metrics import Report
+from trainer.report.progress import ProgressView, open_view
+from trainer.report.summary import learning_lines, where_lines
 from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
 from trainer.run_dir import Ending, RunDir, open_run_dir, write_config, write_status
 from trainer.session import Session, build_session
 from trainer.signals import StopRequest
-from trainer.summary import learning_lines, where_lines
 
 
 def run_training(cfg: RunConfig, groups: ParallelGroups) -> int:

@@ -10,9 +10,9 @@ from typing import Literal
 
 from conf import compose
 from conf.schema import RunConfig
-from parallel import collectives
-from parallel.consensus import on_main
-from parallel.types import ParallelGroups
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.consensus import on_main
 
 Ending = Literal["done", "stopped"]
 

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 import torch
 
-from conf.derive import STACKS, planned_steps, sparse_layers
+from conf.derived.derive import STACKS, planned_steps, sparse_layers
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
+from model.build import build_model
 from model.init import initial_masters
-from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
-from parallel.engine import Engine, compute_dtype
-from parallel.engine_deepspeed import build_engine
-from parallel.layout import Shard, shard_of, tagged_parameters
-from parallel.types import ParallelGroups
+from parallel.engine.deepspeed import build_engine
+from parallel.engine.protocol import Engine, compute_dtype
+from parallel.layers.sharding import Shard, shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device
-from trainer.log import RunLog
-from trainer.metrics import Meter
+from trainer.report.log import RunLog
+from trainer.report.metrics import Meter
 from trainer.resume import TrainState
 from trainer.run_dir import RunDir
 

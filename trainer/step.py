@@ -15,11 +15,11 @@ from conf.errors import NonFiniteError
 from conf.schema import RunConfig
 from data.batch import MicroBatch, StepBatch
 from model.losses import LossScale, micro_batch_loss
-from parallel import collectives
-from parallel.engine import Engine
+from parallel.engine.protocol import Engine
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
 from parallel.rng import NoiseKey
-from parallel.types import ParallelGroups
-from trainer.metrics import Meter
+from trainer.report.metrics import Meter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

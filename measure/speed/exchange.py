@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import torch
 
-from conf.derive import expert_capacity, micro_batch_size
+from conf.derived.derive import expert_capacity, micro_batch_size
 from conf.schema import RunConfig
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.step import clock_in_step
 from measure.speed.timing import compare
-from parallel import collectives
-from parallel.engine import compute_dtype
-from parallel.types import ParallelGroups
+from parallel.engine.protocol import compute_dtype
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
 
 
 def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from launch.process import die_with_parent, guarded, noted, world_from_environme
 from measure.speed import exchange, step
 from measure.speed.result import Row
 from measure.speed.setup import Settings
-from parallel.types import ParallelGroups
+from parallel.mesh.axes import ParallelGroups
 
 BENCHMARKS: dict[str, Callable[[Settings, ParallelGroups], Iterator[Row]]] = {
     "step": step.run,
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 def _measure(what: str, out: str, rounds: str, threads: str, *, overrides: tuple[str, ...]) -> int:
     import torch
 
-    from parallel.groups import destroy_groups, init_groups
+    from parallel.mesh.groups import destroy_groups, init_groups
     from trainer.device import local_device, make_repeatable
 
     torch.set_num_threads(int(threads))

@@ -16,11 +16,11 @@ from model.init import initialise
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.feed_forward import FEED_FORWARD
-from parallel.dispatch import LocalExchange
-from parallel.engine import compute_dtype
-from parallel.factory import PlainLayers
-from parallel.layout import cast_module
-from parallel.types import single_process
+from parallel.engine.protocol import compute_dtype
+from parallel.layers.experts import LocalExchange
+from parallel.layers.plain import PlainLayers
+from parallel.layers.sharding import cast_module
+from parallel.mesh.axes import single_process
 
 CAPACITY_FACTOR = 1.25
 SEQUENCE_TOKENS = 512

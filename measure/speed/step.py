@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from conf.compose import compose
-from conf.derive import data_parallel_size, micro_batch_size
-from conf.estimate import flops_per_sequence
+from conf.derived.derive import data_parallel_size, micro_batch_size
+from conf.derived.estimate import flops_per_sequence
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
-from parallel import collectives
-from parallel.types import ParallelGroups
-from trainer.metrics import Meter
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+from trainer.report.metrics import Meter
+from trainer.report.throughput import peak_flops
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
-from trainer.throughput import peak_flops
 
 
 def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:

@@ -16,13 +16,13 @@ from conf.compose import load
 from data.batch import StepBatch
 from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
-from parallel.engine import Engine
-from parallel.layout import shard_of, tagged_parameters
-from parallel.types import ParallelGroups, single_process
+from parallel.engine.protocol import Engine
+from parallel.layers.sharding import shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups, single_process
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.device import local_device
 from trainer.loading import locate, single_process_config
-from trainer.metrics import Meter
+from trainer.report.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 

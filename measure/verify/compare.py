@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from conf.semantics import RouterName
+from conf.schema import RouterName
 from measure.verify.record import Decision
 from measure.verify.reference import LOGITS, SLOTS, TOKENS, ReferenceStep
 

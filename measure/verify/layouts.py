@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from conf.check_range import divisors
 from conf.errors import ConfigError, ConfigErrors
+from conf.rules.ranges import divisors
+from conf.rules.validate import validate
 from conf.schema import RunConfig
-from conf.validate import validate
 
 Zero = Literal[0, 1, 2]
 _ALIASES = {"acc": "accumulation", "accum": "accumulation", "recomputation": "recompute", "world": "ranks"}

@@ -11,9 +11,9 @@ from torch import Tensor
 from conf.schema import RunConfig
 from model.losses import LossParts
 from model.t5.model import ModelOutput
-from parallel import collectives
-from parallel.types import ParallelGroups
-from trainer.metrics import Meter
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+from trainer.report.metrics import Meter
 from trainer.session import layer_names
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conf.compose import compose
-from conf.convert import raise_all
-from conf.derive import padded_vocab_size
+from conf.derived.derive import padded_vocab_size
+from conf.derived.estimate import local_params, num_params
 from conf.errors import ConfigError, ConfigErrors
-from conf.estimate import local_params, num_params
+from conf.reading.convert import raise_all
 from conf.schema import RunConfig
 from measure.verify.covering import Cover, cover_pairs
 from measure.verify.layouts import (

@@ -17,7 +17,7 @@ from measure.verify.rows import Rows, rows_of_noise
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
-from parallel.types import ParallelGroups
+from parallel.mesh.axes import ParallelGroups
 from trainer.session import layer_names
 
 

@@ -25,13 +25,13 @@ from measure.verify.numbers import StepNumbers, Tally
 from measure.verify.optim import build_reference
 from measure.verify.record import Decision, Recorder
 from measure.verify.trace import Trace, Tracer
+from model.build import build_model
 from model.init import initial_masters
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
-from parallel.layout import spec_of
+from parallel.layers.sharding import spec_of
+from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 
 GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS, UNITS = "gradient", "parameter", "slots", "tokens", "logits", "units"
 OUTPUT = "output"

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from conf.convert import to_dict
-from conf.estimate import num_params
+from conf.derived.estimate import num_params
+from conf.reading.convert import to_dict
 from measure.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
 from measure.verify.plan import Plan
 from measure.verify.reference import INITIAL

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conf.convert import to_config, to_dict
-from conf.derive import Stack, micro_batch_size
-from conf.routing import num_choices, stack_router
-from conf.schema import RunConfig
+from conf.derived.derive import micro_batch_size
+from conf.reading.convert import to_config, to_dict
+from conf.routing.settings import num_choices, stack_router
+from conf.schema import RunConfig, Stack
 from data.batch import StepBatch
 from measure.verify.batches import step_batch
 from measure.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, Ledger, Precision
@@ -26,15 +26,15 @@ from measure.verify.record import GivenLogits, Recorder
 from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
 from measure.verify.rows import RowFinder
 from measure.verify.trace import Trace, Tracer
+from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model
 from model.t5.model import SwitchTransformer
-from parallel import collectives
-from parallel.engine import MASTER, Engine, StateTensor, StepResult
-from parallel.layout import Shard, replica_axis, shard_of, spec_of, tagged_parameters
-from parallel.optim import is_counted, replica_axes
+from parallel.engine.protocol import MASTER, Engine, StateTensor, StepResult
+from parallel.layers.sharding import Shard, replica_axis, shard_of, spec_of, tagged_parameters
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+from parallel.optim.parameters import is_counted, replica_axes
 from parallel.rng import NoiseKey
-from parallel.types import ParallelGroups
 from trainer.session import build_initialised, layer_names
 from trainer.step import count_tokens, to_device, train_step
 

@@ -71,9 +71,9 @@ def _answer(rank: int, message: Mapping[str, Any], damage: Damage | None) -> dic
 
 def _run(rank: int, message: Mapping[str, Any], damage: Damage | None) -> dict[str, Any]:
     from measure.verify.run_layout import Task, run_layout
-    from parallel import collectives
-    from parallel.engine_groups import release_groups
-    from parallel.groups import destroy_groups, init_groups, join_world
+    from parallel.engine.expert_groups import release_groups
+    from parallel.mesh import collectives
+    from parallel.mesh.groups import destroy_groups, init_groups, join_world
     from trainer.device import local_device, make_repeatable
 
     task = Task.from_json(message["task"])

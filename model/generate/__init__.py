@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.generate.beam import beam_search
+from model.generate.options import GenerateMode, GenerateOptions, GenerateResult
 from model.generate.sample import choose_tokens
-from model.generate.types import GenerateMode, GenerateOptions, GenerateResult
 from model.t5.model import SwitchTransformer
 
 __all__ = ["GenerateMode", "GenerateOptions", "GenerateResult", "generate"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.generate.options import EOS, GenerateOptions, GenerateResult
 from model.generate.sample import forbid, lengths
-from model.generate.types import EOS, GenerateOptions, GenerateResult
 from model.t5.model import PAD, SwitchTransformer
 
 NEVER = float("-inf")

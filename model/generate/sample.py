@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.generate.types import EOS, GenerateOptions, GenerateResult
+from model.generate.options import EOS, GenerateOptions, GenerateResult
 from model.t5.model import PAD, SwitchTransformer
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from conf.derive import STACKS, Stack, expert_capacity, scales_logits, sparse_layers, stack_depth
+from conf.derived.derive import STACKS, expert_capacity, scales_logits, sparse_layers, stack_depth
 from conf.errors import ConfigError, ConfigErrors
-from conf.schema import RunConfig
+from conf.schema import RunConfig, Stack
 from model.hf.files import read_json
 from model.hf.names import Kind
 from model.losses import z_weight

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.derive import STACKS, Stack, is_sparse_layer
-from conf.schema import ModelConfig, MoeConfig
+from conf.derived.derive import STACKS, is_sparse_layer
+from conf.schema import ModelConfig, MoeConfig, Stack
 
 Kind = Literal["t5", "switch_transformers"]
 Where = Literal["shared", "apart", "head", "stack", "layer", "cross", "dense", "sparse"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from conf.derive import STACKS, scales_logits, sparse_layers
+from conf.derived.derive import STACKS, scales_logits, sparse_layers
+from conf.routing.references import SEMANTICS
 from conf.schema import RunConfig
-from conf.semantics import SEMANTICS
 from model.hf.config import EOS, HfConfig, sequence_capacity
 from model.hf.convert import Tying, unread_tensors
 from model.hf.files import TensorFolder

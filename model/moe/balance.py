@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.routing import RouterSettings
-from model.moe.slots import Slots
+from conf.routing.settings import RouterSettings
+from model.moe.routers.slots import Slots
 from model.moe.types import LayerBalance, RouterStats, Routing
 
 Tokens = Literal["all", "real"]

@@ -1,6 +1,6 @@
 """Capacity as a function of tensors: slots of one expert for groups of differing numbers of tokens.
 
-Shape suffixes: G groups. The rule for one number is `conf.derive.expert_capacity`, which a test compares.
+Shape suffixes: G groups. The rule for one number is `conf.derived.derive.expert_capacity`, which a test compares.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from conf.routing.references import SEMANTICS
 from conf.schema import MoeConfig
-from conf.semantics import SEMANTICS
 
 
 def capacities(moe: MoeConfig, tokens_G: Tensor, *, train: bool) -> Tensor:

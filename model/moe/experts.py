@@ -1,7 +1,7 @@
 """The bank of experts a rank holds: stacked weights and batched matrix products, no loop over experts.
 
 Shape suffixes: X experts of this rank (E/ep), R buffer rows per expert (ep * G * C), D d_model, F this rank's columns
-of d_ff (d_ff/etp). With etp > 1 the output is this shard's part of a sum that `parallel.dispatch` completes.
+of d_ff (d_ff/etp). With etp > 1 the output is this shard's part of a sum that `parallel.layers.experts` completes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.routing import expert_gradient_factor
+from conf.routing.settings import expert_gradient_factor
 from conf.schema import ModelConfig, MoeConfig
-from parallel.dispatch import ExpertExchange
-from parallel.layout import ParamSpec, tag
+from parallel.layers.experts import ExpertExchange
+from parallel.layers.sharding import ParamSpec, tag
 from parallel.rng import NoiseKey, keyed_uniform
 
 

@@ -12,26 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.derive import expert_capacity
+from conf.derived.derive import expert_capacity
 from conf.errors import ConfigError
-from conf.routing import counts_kept, jitter_reaches_experts, over_layers, router_settings
+from conf.routing.settings import counts_kept, jitter_reaches_experts, over_layers, router_settings
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.balance import layer_balance
 from model.moe.capacity import capacities
 from model.moe.experts import ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
-from model.moe.router import RouterNoise, noise_width, route
+from model.moe.routers.router import RouterNoise, noise_width, route
 from model.moe.tap import RoutingTap
 from model.moe.types import LayerBalance, LayerRouting, RouteMode, RouterStats, Routing
-from parallel.dispatch import ExpertExchange
-from parallel.layout import ParamSpec, tag
+from parallel.layers.experts import ExpertExchange
+from parallel.layers.sharding import ParamSpec, tag
 from parallel.rng import NoiseKey, keyed_uniform
 
 WIDE = (torch.float32, torch.float64)  # activations that the router reads without a copy
 
 
 class Router(nn.Module):
-    """Holds the router's weight, fp32 whatever the precision of the run; the maths is `model.moe.router.route`."""
+    """Holds the router's weight, fp32 whatever the precision of the run; the maths is in `model.moe.routers`."""
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()

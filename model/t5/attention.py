@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from conf.schema import ModelConfig
 from model.t5.noise import dropout
-from parallel.factory import LayerFactory
-from parallel.layout import ParamSpec
+from parallel.layers.plain import LayerFactory
+from parallel.layers.sharding import ParamSpec
 from parallel.rng import NoiseKey
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from conf.derive import Stack, is_sparse_layer
-from conf.schema import ModelConfig, MoeConfig
+from conf.derived.derive import is_sparse_layer
+from conf.schema import ModelConfig, MoeConfig, Stack
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
@@ -18,8 +18,8 @@ from model.t5.cache import LayerCache
 from model.t5.feed_forward import FEED_FORWARD
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
-from parallel.dispatch import ExpertExchange
-from parallel.factory import LayerFactory
+from parallel.layers.experts import ExpertExchange
+from parallel.layers.plain import LayerFactory
 from parallel.rng import NoiseKey
 
 StackName = Stack

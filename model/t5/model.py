@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conf.derive import Stack as StackName
-from conf.derive import padded_vocab_size, scales_logits
+from conf.derived.derive import padded_vocab_size, scales_logits
 from conf.schema import ModelConfig, MoeConfig
+from conf.schema import Stack as StackName
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.block import Memory
 from model.t5.cache import LayerCache
 from model.t5.position import padding_mask
 from model.t5.stack import Stack, StackOutput
-from parallel.dispatch import ExpertExchange
-from parallel.factory import LayerFactory
-from parallel.layout import ParamSpec
+from parallel.layers.experts import ExpertExchange
+from parallel.layers.plain import LayerFactory
+from parallel.layers.sharding import ParamSpec
 from parallel.rng import NoiseKey
 
 PAD = 0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.layout import ParamSpec, tag
+from parallel.layers.sharding import ParamSpec, tag
 
 
 class RmsNorm(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.layout import ParamSpec, tag
+from parallel.layers.sharding import ParamSpec, tag
 
 # Far below any score, far above the overflow of bf16: a row without any visible key gives a uniform softmax, not NaN.
 MASKED = -1e9

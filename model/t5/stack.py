@@ -19,8 +19,8 @@ from model.t5.cache import LayerCache
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
 from model.t5.position import RelativeBias, causal_mask, padding_mask
-from parallel.dispatch import ExpertExchange
-from parallel.factory import LayerFactory
+from parallel.layers.experts import ExpertExchange
+from parallel.layers.plain import LayerFactory
 from parallel.rng import NoiseKey
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from conf.compose import compose, dump, load, to_dict
 from conf.errors import ConfigError, ConfigErrors
-from conf.overrides import CONF_DIR, groups, presets
+from conf.reading.overrides import CONF_DIR, groups, presets
 from tests.conf.composed import composed
 
 EVERY_PRESET = [(group, name) for group in groups() for name in presets(group)]
@@ -154,8 +154,8 @@ def test_a_world_that_contradicts_the_user_is_refused():
     ],
 )
 def test_lists_of_files_need_no_second_quoting(typed, files):
-    from conf.convert import to_config
-    from conf.overrides import read_overrides
+    from conf.reading.convert import to_config
+    from conf.reading.overrides import read_overrides
 
     tree = to_dict(composed())
     from hydra.core.override_parser.overrides_parser import OverridesParser

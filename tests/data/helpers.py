@@ -16,7 +16,7 @@ from conf.schema import RunConfig
 from data.batch import StepBatch
 from data.corpus import open_corpus
 from data.loader import build_loader
-from data.shards import Split
+from data.sources.finite import Split
 
 _SYLLABLES = ("ka", "ro", "mi", "ten", "sul", "ab", "or", "vi", "de", "nu", "lop", "ge", "the", "x", "y", "qu")
 WORDS = [

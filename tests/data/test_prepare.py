@@ -18,8 +18,8 @@ from conf.errors import DataError
 from data import prepare
 from data.corpus import open_corpus, verify_shards
 from data.prepare import prepare_data, prepare_finite
-from data.shards import read_index
-from data.sources import is_validation
+from data.shards.shards import read_index
+from data.sources.finite import is_validation
 from tests.data.helpers import sentences, text_config, tiny_config, write_jsonl
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "en"
@@ -66,7 +66,7 @@ def test_second_time_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     messages: list[str] = []
     prepare_data(cfg, progress=messages.append)
     assert any("tokenizer" in message for message in messages)
-    monkeypatch.setattr("data.sources.local_documents", None)
+    monkeypatch.setattr("data.sources.finite.local_documents", None)
     messages.clear()
     prepare_data(cfg, progress=messages.append)
     assert messages == []

@@ -15,7 +15,7 @@ from conf.schema import MoeConfig
 from model.moe.experts import ExpertBank
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.types import Routing
-from parallel.dispatch import LocalExchange
+from parallel.layers.experts import LocalExchange
 from tests.model.moe.build import model_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

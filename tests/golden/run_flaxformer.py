@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.derive import expert_capacity
-from conf.routing import RouterSettings, router_settings
-from conf.schema import MoeConfig, PaddingName
-from conf.semantics import RouterName
-from model.moe.router import route
+from conf.derived.derive import expert_capacity
+from conf.routing.settings import RouterSettings, router_settings
+from conf.schema import MoeConfig, PaddingName, RouterName
+from model.moe.routers.router import route
 from model.moe.types import Routing
 from tests.golden.compare import (
     Comparison,

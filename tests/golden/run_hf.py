@@ -19,21 +19,21 @@ from safetensors.torch import load
 from torch import Tensor
 
 from conf.compose import compose
-from conf.derive import STACKS, Stack, is_sparse_layer
-from conf.schema import RunConfig
+from conf.derived.derive import STACKS, is_sparse_layer
+from conf.schema import RunConfig, Stack
+from model.build import build_model
 from model.hf.config import sparse_step
 from model.hf.convert import EMBEDDING, ToTheirs
 from model.hf.names import COPIES, SUBLAYER, pairs
 from model.losses import LossParts, LossScale, micro_batch_loss
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
-from model.parallelize import build_model
 from model.t5.model import ModelOutput, SwitchTransformer
-from parallel.dispatch import LocalExchange
-from parallel.types import single_process
+from parallel.layers.experts import LocalExchange
+from parallel.mesh.axes import single_process
 from tests.golden.compare import Comparison, Unsupported, close, exact, runner, scalar
 from tests.golden.reader import read_manifest, whole_file
-from trainer.import_hf import Import, open_import
+from trainer.commands.import_hf import Import, open_import
 
 Case = tuple[str, Comparison]
 SCALARS = (

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.derive import expert_capacity
-from conf.routing import LOOKS_AHEAD, router_settings
-from conf.schema import MoeConfig
-from conf.semantics import RouterName
-from model.moe.router import route
+from conf.derived.derive import expert_capacity
+from conf.routing.settings import LOOKS_AHEAD, router_settings
+from conf.schema import MoeConfig, RouterName
+from model.moe.routers.router import route
 from model.moe.types import Routing
 from tests.golden.compare import (
     Comparison,

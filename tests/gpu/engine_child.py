@@ -13,12 +13,12 @@ from pathlib import Path
 from conf.compose import compose
 from launch.process import world_from_environment
 from measure.verify.batches import step_batch
-from parallel.groups import destroy_groups, init_groups
-from parallel.layout import shard_of, tagged_parameters
+from parallel.layers.sharding import shard_of, tagged_parameters
+from parallel.mesh.groups import destroy_groups, init_groups
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device, make_repeatable
-from trainer.metrics import Meter
+from trainer.report.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 

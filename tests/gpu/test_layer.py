@@ -16,10 +16,10 @@ from conf.errors import PointsmanError
 from conf.schema import MoeConfig, RunConfig
 from model.init import initialise
 from model.moe.layer import MoeLayer
-from parallel.dispatch import LocalExchange
-from parallel.layout import cast_module
+from parallel.layers.experts import LocalExchange
+from parallel.layers.sharding import cast_module
+from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 from tests.gpu.devices import EVERY_DEVICE
 
 ROWS, LENGTH, WIDTH = 8, 12, 16

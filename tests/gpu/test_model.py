@@ -9,10 +9,10 @@ import torch
 
 from conf.compose import compose
 from measure.verify.batches import global_rows
+from model.build import build_model, meta_model
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model, meta_model
+from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 from tests.gpu.devices import EVERY_DEVICE, GPU
 from tests.gpu.test_layer import CONFIGS
 from tests.trainer.test_layouts import TINY

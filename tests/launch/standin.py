@@ -33,7 +33,7 @@ def work() -> int:
     import torch
     import torch.distributed as dist
 
-    from parallel.groups import destroy_groups
+    from parallel.mesh.groups import destroy_groups
 
     try:
         with noted():

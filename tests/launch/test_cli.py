@@ -110,7 +110,7 @@ def test_commands_with_a_module_get_their_arguments(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("launch.cli.importlib.import_module", lambda name: seen.append(name) or Module)
     assert main(["fill", "a sentence", "--beams", "4"]) == 2
-    assert seen == ["trainer.fill", ["a sentence", "--beams", "4"]]
+    assert seen == ["trainer.commands.fill", ["a sentence", "--beams", "4"]]
 
 
 def test_start_is_quick_and_free_of_torch(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from conf.schema import ParallelConfig
+from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model
-from parallel.collectives import all_reduce
-from parallel.groups import init_groups
-from parallel.layout import replica_axis, shard_of, tagged_parameters
+from parallel.layers.sharding import replica_axis, shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.collectives import all_reduce
+from parallel.mesh.groups import init_groups
 from parallel.rng import NoiseKey
-from parallel.types import ParallelGroups, single_process
 from tests.harness import run_ranks
 from tests.model.t5.build import make_batch
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from conf.semantics import SEMANTICS, SemanticsName
+from conf.routing.references import SEMANTICS
+from conf.schema import SemanticsName
 from model.init import InitKey, draw, initialise, tensor_seed
-from parallel.layout import ParamSpec, tag
-from parallel.types import Axis, ParallelGroups, single_process
+from parallel.layers.sharding import ParamSpec, tag
+from parallel.mesh.axes import Axis, ParallelGroups, single_process
 from tests.model.t5.build import MODEL, make_model
 
 D, FF, EXPERTS, VOCAB = 16, 12, 4, 128

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from conf.schema import RunConfig
-from conf.semantics import SemanticsName
+from conf.schema import RunConfig, SemanticsName
+from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
 from model.moe.layer import MoeLayer
-from model.parallelize import build_model
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from tests.conf.composed import composed
 from tests.model.t5.build import make_batch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.batch import MicroBatch, StepBatch
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
 from trainer.evaluate import EvaluationStopped, evaluate, unigram_nats
 
@@ -34,7 +34,7 @@ SHARES = ([[7, 3, 3, 3], [7, 4, 5, 1]], [[7, 5, 0, 0], [0, 0, 0, 0]])
 
 def _on_ranks(rank, world, shares):
     from conf.compose import compose
-    from parallel.groups import init_groups
+    from parallel.mesh.groups import init_groups
 
     groups = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
     return unigram_nats(Corpus(), batches(shares[rank]), groups)

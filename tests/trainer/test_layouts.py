@@ -10,14 +10,14 @@ from conf.compose import compose
 from conf.errors import NonFiniteError
 from data.batch import StepBatch
 from measure.verify.batches import global_rows, step_batch
-from model.parallelize import build_model
+from model.build import build_model
 from model.t5.model import SwitchTransformer
-from parallel.groups import init_groups
-from parallel.layout import spec_of
+from parallel.layers.sharding import spec_of
+from parallel.mesh.axes import single_process
+from parallel.mesh.groups import init_groups
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 from tests.harness import run_ranks
-from trainer.metrics import Meter
+from trainer.report.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 
@@ -178,7 +178,7 @@ def test_every_four_rank_layout(layout):
 
 
 def _poisoned(rank, world, layout, stage):
-    from parallel.engine_deepspeed import build_engine  # noqa: F401 - the import that costs, before the clock matters
+    from parallel.engine.deepspeed import build_engine  # noqa: F401 - the import that costs, before the clock matters
 
     try:
         train(config(layout, zero(stage)), poison_rank=1)

@@ -3,9 +3,9 @@
 import pytest
 
 from conf.compose import compose
-from conf.derive import micro_batch_size
+from conf.derived.derive import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from tests.trainer.checkpoint import toy
 from trainer.loading import locate, single_process_config
 from trainer.run_dir import RunDir

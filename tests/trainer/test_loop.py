@@ -7,8 +7,8 @@ import pytest
 from conf.compose import compose
 from trainer import loop
 from trainer.evaluate import EvaluationStopped
-from trainer.metrics import Report
-from trainer.progress import SilentView
+from trainer.report.metrics import Report
+from trainer.report.progress import SilentView
 from trainer.resume import TrainState
 from trainer.step import StepCounts
 

@@ -7,9 +7,9 @@ import torch
 from conf.compose import compose
 from data.batch import MicroBatch, StepBatch
 from model.moe.layer import MoeLayer
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from tests.measure.studies.tiny import TINY
-from trainer.metrics import Meter
+from trainer.report.metrics import Meter
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 

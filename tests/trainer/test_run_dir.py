@@ -6,7 +6,7 @@ import pytest
 
 from conf import compose
 from conf.errors import SetupError
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from trainer.run_dir import RunDir, open_run_dir, write_config, write_status
 
 

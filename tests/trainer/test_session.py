@@ -3,9 +3,9 @@
 import torch
 
 from conf.compose import compose
-from model.parallelize import build_model
-from parallel.engine import MASTER
-from parallel.groups import init_groups
+from model.build import build_model
+from parallel.engine.protocol import MASTER
+from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 from tests.trainer.test_layouts import TINY
 from trainer.session import build_initialised

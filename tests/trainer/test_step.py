@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.batch import MicroBatch, StepBatch
-from parallel.types import single_process
+from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
 from trainer.step import StepCounts, count_tokens
 
@@ -25,7 +25,7 @@ def test_one_process():
 
 def _count(rank, world, tp, stopping):
     from conf.compose import compose
-    from parallel.groups import init_groups
+    from parallel.mesh.groups import init_groups
 
     layout = ["model.moe=dense", f"parallel.tp={tp}", "launch.nproc=2"]
     counts = count_tokens(ROWS, init_groups(compose(layout).parallel), stop=rank == stopping)

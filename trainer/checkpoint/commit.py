@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CheckpointError
-from parallel import collectives
-from parallel.collectives import fault_point
-from parallel.types import Axis
+from parallel.mesh import collectives
+from parallel.mesh.axes import Axis
+from parallel.mesh.collectives import fault_point
 from trainer.checkpoint import files
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, FileEntry, Manifest
 from trainer.checkpoint.pieces import Piece

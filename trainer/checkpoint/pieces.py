@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from conf.errors import CheckpointError
-from parallel.engine import StateTensor
-from parallel.layout import Shard
+from parallel.engine.protocol import StateTensor
+from parallel.layers.sharding import Shard
 from trainer.checkpoint.manifest import tensor_key
 
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from conf.errors import CheckpointError, ConfigError
-from parallel.engine import MASTER, STEP
-from parallel.layout import Shard, shard_of, tagged_parameters
-from parallel.types import ParallelGroups
+from parallel.engine.protocol import MASTER, STEP
+from parallel.layers.sharding import Shard, shard_of, tagged_parameters
+from parallel.mesh.axes import ParallelGroups
 from trainer.checkpoint.files import problem_of
 from trainer.checkpoint.manifest import STATE_FILE, Chunk, TensorEntry, load_manifest, split_key, tensor_key
 from trainer.checkpoint.pieces import kept

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from conf.errors import CheckpointError
-from parallel.collectives import fault_point
-from parallel.types import Axis
+from parallel.mesh.axes import Axis
+from parallel.mesh.collectives import fault_point
 from trainer.checkpoint.manifest import Chunk, TensorEntry
 from trainer.checkpoint.pieces import Piece, check_pieces, note_of
 

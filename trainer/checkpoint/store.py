@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CheckpointError, ConfigError
-from parallel import collectives
-from parallel.engine import StateTensor
-from parallel.groups import new_control_axis
-from parallel.layout import Shard
-from parallel.types import ParallelGroups
+from parallel.engine.protocol import StateTensor
+from parallel.layers.sharding import Shard
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.groups import new_control_axis
 from trainer.checkpoint import files
 from trainer.checkpoint.commit import SaveJob, write_checkpoint
 from trainer.checkpoint.manifest import MANIFEST_FILE

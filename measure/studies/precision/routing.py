@@ -21,7 +21,7 @@ from model.moe.layer import MoeLayer
 from model.moe.types import RouteMode, Routing
 from trainer.evaluate import evaluate
 from trainer.loading import LoadedRun, load_run
-from trainer.metrics import Meter, Report
+from trainer.report.metrics import Meter, Report
 from trainer.session import layer_names
 from trainer.step import TensorBatch, to_device
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from conf.compose import compose
-from conf.derive import micro_batch_size
+from conf.derived.derive import micro_batch_size
+from conf.derived.estimate import flops_per_token
 from conf.errors import ConfigError
-from conf.estimate import flops_per_token
 from measure.speed import bench as main
 from measure.speed import exchange, layer, router, setup, step, subnormals
 from measure.speed.bench import BENCHMARKS, split_words
 from measure.speed.setup import Settings
-from parallel.groups import init_groups
+from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 
 TINY = ("model.d_model=16", "model.d_ff=32", "data.encoder_length=24", "train.global_batch=8", "moe.group_sequences=2")

@@ -5,9 +5,9 @@ import torch
 from measure.verify.batches import global_rows
 from measure.verify.kinks import UnitRecorder, UnitReplay
 from measure.verify.record import Recorder
-from model.parallelize import build_model
+from model.build import build_model
+from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 from tests.measure.verify.tiny import plan
 
 CFG = plan("tp=1", ranks=1).base

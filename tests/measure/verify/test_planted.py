@@ -7,12 +7,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
-import parallel.collectives
+import parallel.mesh.collectives
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 import trainer.step
 from measure.verify.record import expert_layers
 from measure.verify.report import describe_first
-from parallel.layout import spec_of
+from parallel.layers.sharding import spec_of
 from tests.measure.verify.tiny import Planted, plan, run
 
 
@@ -26,7 +26,7 @@ def router_gradient_of_one_rank(job):
 
 
 def partial_sums_of_experts(job):
-    return patch("parallel.dispatch.reduce_from", lambda values, axis: values)
+    return patch("parallel.layers.experts.reduce_from", lambda values, axis: values)
 
 
 def z_of_one_rank(job):

@@ -7,13 +7,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-import parallel.masters
+import parallel.optim.masters
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 import trainer.step
-from conf.derive import micro_batch_size
+from conf.derived.derive import micro_batch_size
 from measure.verify.record import expert_layers
-from parallel import collectives
-from parallel.layout import spec_of
+from parallel.layers.sharding import spec_of
+from parallel.mesh import collectives
 from tests.measure.verify.tiny import Planted, plan, run
 
 
@@ -24,8 +24,8 @@ def expert_gradients_times_ep(job):
 
 
 def norm_without_experts(job):
-    counted = parallel.masters.is_counted
-    return patch("parallel.masters.is_counted", lambda p, mesh: counted(p, mesh) and not spec_of(p).is_expert)
+    counted = parallel.optim.masters.is_counted
+    return patch("parallel.optim.masters.is_counted", lambda p, mesh: counted(p, mesh) and not spec_of(p).is_expert)
 
 
 def aux_loss_times(factor):

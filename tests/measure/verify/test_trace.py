@@ -4,9 +4,9 @@ import torch
 
 from measure.verify.batches import global_rows
 from measure.verify.trace import Tracer, fingerprint, traced_modules
-from model.parallelize import build_model
+from model.build import build_model
+from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
-from parallel.types import single_process
 from tests.measure.verify.tiny import plan
 
 CFG = plan(

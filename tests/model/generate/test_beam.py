@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.generate import GenerateOptions, generate
 from model.generate.beam import penalty
-from model.generate.types import EOS
+from model.generate.options import EOS
 from model.t5.model import SwitchTransformer
 from tests.model.generate.test_sample import KINDS, eager_to_stop, logits_after
 from tests.model.t5.build import make_batch, make_model

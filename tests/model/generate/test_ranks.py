@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from conf.schema import ParallelConfig
+from model.build import build_model
 from model.generate import GenerateOptions, GenerateResult, generate
-from model.parallelize import build_model
-from parallel.collectives import all_reduce
-from parallel.groups import init_groups
-from parallel.types import ParallelGroups, single_process
+from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.collectives import all_reduce
+from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 from tests.model.t5.build import MOE, make_batch, run_config
 

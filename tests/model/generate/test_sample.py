@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conf.errors import ConfigError
 from model.generate import GenerateOptions, generate
+from model.generate.options import EOS
 from model.generate.sample import draw, forbid, lengths
-from model.generate.types import EOS
 from model.t5.model import SwitchTransformer
 from tests.model.t5.build import MOE, make_batch, make_model
 

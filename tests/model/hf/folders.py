@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from parallel.engine import MASTER
+from parallel.engine.protocol import MASTER
 from trainer.checkpoint.reader import CheckpointReader
-from trainer.import_hf import main as import_main
+from trainer.commands.import_hf import main as import_main
 
 STACKS = {"encoder": "", "decoder": "decoder_"}  # and what their number of layers has in its key
 SIZES: dict[str, Any] = {

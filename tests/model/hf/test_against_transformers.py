@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conf import compose
+from model.build import build_model
 from model.hf.convert import ToTheirs
 from model.hf.names import Kind, pairs
 from model.losses import LossScale, micro_batch_loss
-from model.parallelize import build_model
-from parallel.layout import tagged_parameters
-from parallel.types import single_process
+from parallel.layers.sharding import tagged_parameters
+from parallel.mesh.axes import single_process
 from tests.model.hf.folders import imported
 from trainer.checkpoint.reader import CheckpointReader, load_weights
-from trainer.export_hf import export_run
+from trainer.commands.export_hf import export_run
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers, the optional extra hf, is not installed (make test-hf installs it)"

@@ -97,7 +97,7 @@ def test_a_stack_with_experts_in_every_layer_has_no_router_losses() -> None:
 def test_jitter_reaches_the_experts_in_fp32_unless_mended() -> None:
     """With all tokens at one expert of identity weights the layer's output shows what the expert was given."""
     from model.moe.layer import MoeLayer
-    from parallel.dispatch import LocalExchange
+    from parallel.layers.experts import LocalExchange
     from parallel.rng import NoiseKey
     from tests.model.t5.build import MODEL
 

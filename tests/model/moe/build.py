@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig
-from conf.semantics import RouterName, SemanticsName
+from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig, RouterName, SemanticsName
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
-from parallel.dispatch import ExpertExchange, LocalExchange
-from parallel.layout import shard_of, spec_of
+from parallel.layers.experts import ExpertExchange, LocalExchange
+from parallel.layers.sharding import shard_of, spec_of
+from parallel.mesh.axes import ParallelGroups, single_process
 from parallel.rng import NoiseKey
-from parallel.types import ParallelGroups, single_process
 
 D_MODEL, D_FF, LENGTH, BATCH = 6, 8, 5, 8
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.routing import router_settings
-from model.moe.router import _softmax, route
-from tests.model.moe.router_oracle import probabilities
-from tests.model.moe.test_router import problem
+from conf.routing.settings import router_settings
+from model.moe.routers.router import _softmax, route
+from tests.model.moe.routers.router_oracle import probabilities
+from tests.model.moe.routers.test_router import problem
 from tests.model.t5.build import MOE
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conf.routing import router_settings
+from conf.routing.settings import router_settings
 from model.moe.gather import SlotIndex, combine, dispatch, slot_index
-from model.moe.router import route
+from model.moe.routers.router import route
 from model.moe.types import Routing
-from tests.model.moe.test_router import problem
+from tests.model.moe.routers.test_router import problem
 from tests.model.t5.build import MOE
 
 MESH = router_settings(MOE, "encoder")

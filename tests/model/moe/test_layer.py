@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from conf.derive import expert_capacity
+from conf.derived.derive import expert_capacity
 from conf.errors import ConfigError
 from model.moe.layer import MoeLayer
-from parallel.dispatch import LocalExchange
-from parallel.layout import cast_module, spec_of
+from parallel.layers.experts import LocalExchange
+from parallel.layers.sharding import cast_module, spec_of
 from parallel.rng import NoiseKey
 from tests.model.moe.build import BATCH, D_MODEL, LENGTH, Variant, batch, build_layer, model_config, moe_config
 from tests.model.moe.oracle import naive_layer, naive_route

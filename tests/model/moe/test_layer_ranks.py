@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from model.moe.types import RouterStats
-from parallel.dispatch import build_exchange
-from parallel.groups import init_groups
-from parallel.layout import Shard, shard_of
+from parallel.layers.experts import build_exchange
+from parallel.layers.sharding import Shard, shard_of
+from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 from tests.model.moe.build import BATCH, Outcome, Variant, batch, build_layer, parallel_config, run_layer
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.derive import expert_capacity
-from conf.routing import router_settings
-from conf.semantics import SEMANTICS, RouterName, SemanticsName
+from conf.derived.derive import expert_capacity
+from conf.routing.references import SEMANTICS
+from conf.routing.settings import router_settings
+from conf.schema import RouterName, SemanticsName
 from model.moe.capacity import capacities
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
-from parallel.dispatch import LocalExchange
+from parallel.layers.experts import LocalExchange
 from parallel.rng import NoiseKey
 from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, model_config, moe_config
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from conf.schema import ModelConfig, MoeConfig
 from model.init import initialise
 from model.t5.model import SwitchTransformer
-from parallel.dispatch import LocalExchange
-from parallel.factory import PlainLayers
-from parallel.layout import cast_module
-from parallel.types import single_process
+from parallel.layers.experts import LocalExchange
+from parallel.layers.plain import PlainLayers
+from parallel.layers.sharding import cast_module
+from parallel.mesh.axes import single_process
 
 MODEL = ModelConfig(
     preset="test",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.t5.attention import Attention
 from model.t5.position import MASKED
-from parallel.factory import PlainLayers
+from parallel.layers.plain import PlainLayers
 from tests.model.t5.build import MODEL
 
 

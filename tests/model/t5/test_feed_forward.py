@@ -5,7 +5,7 @@ import math
 import torch
 
 from model.t5.feed_forward import GatedGeluFeedForward, ReluFeedForward
-from parallel.factory import PlainLayers
+from parallel.layers.plain import PlainLayers
 from tests.model.t5.build import MODEL
 
 

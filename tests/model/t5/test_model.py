@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model.t5.model import ModelOutput, SwitchTransformer
-from parallel.layout import tagged_parameters
+from parallel.layers.sharding import tagged_parameters
 from tests.model.t5.build import MODEL, MOE, Batch, make_batch, make_model
 
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.1}

@@ -5,7 +5,7 @@ import math
 import torch
 
 from model.t5.norm import RmsNorm
-from parallel.layout import spec_of
+from parallel.layers.sharding import spec_of
 
 
 def test_equals_naive_loop() -> None:

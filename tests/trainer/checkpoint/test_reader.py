@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conf.errors import CheckpointError, ConfigError
-from parallel.layout import Shard
-from parallel.types import single_process
+from parallel.layers.sharding import Shard
+from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
 from tests.trainer.checkpoint import toy
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints, load_weights

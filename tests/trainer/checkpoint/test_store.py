@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 
 from conf.errors import CheckpointError, ConfigError
-from parallel.engine import StateTensor
-from parallel.layout import Shard
-from parallel.types import single_process
+from parallel.engine.protocol import StateTensor
+from parallel.layers.sharding import Shard
+from parallel.mesh.axes import single_process
 from tests.harness import run_ranks, run_ranks_raw
 from tests.trainer.checkpoint import toy
 from trainer.checkpoint import files

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from conf.schema import ParallelConfig
-from parallel.collectives import set_fault_hook
-from parallel.engine import StateTensor
-from parallel.groups import init_groups
-from parallel.layout import ParamSpec, Shard, mesh_axis, replica_axis, shard_of, tag, tagged_parameters
-from parallel.types import ParallelGroups, single_process
+from parallel.engine.protocol import StateTensor
+from parallel.layers.sharding import ParamSpec, Shard, mesh_axis, replica_axis, shard_of, tag, tagged_parameters
+from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.collectives import set_fault_hook
+from parallel.mesh.groups import init_groups
 from trainer.checkpoint.store import CheckpointStore
 
 LOGICAL = {

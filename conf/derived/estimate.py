@@ -1,0 +1,122 @@
+"""Closed forms: parameters in all and per token, and floating-point operations, from the configuration alone.
+
+Parameters are counted as built (padded vocabulary, router, relative bias and norms included); a test compares them with
+the module. Operations are those of matrix products, 2 * m * n * k each; backward costs twice forward, so a trained
+token costs three times its forward pass. Not counted: what is recomputed, empty expert slots, norms, softmax, the
+embedding's look-up. Attention counts every query-key pair of the padded length, causal or not, as it is computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from conf.derived.derive import STACKS, expert_tensor_size, padded_vocab_size, span_lengths, sparse_layers, stack_depth
+from conf.routing.settings import experts_per_token
+from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
+
+FORWARD_AND_BACKWARD = 3
+
+
+class Params(NamedTuple):
+    """Parameters by how they are shared out over ranks and tokens."""
+
+    cut: int  # cut by tensor parallelism: attention, dense feed-forward, embedding, relative bias
+    whole: int  # on every rank: norms and routers
+    experts: int  # all experts of all layers
+    one_expert: int  # of each expert layer the experts that one token can be at: one, or two of top_2
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.cut + self.whole + self.experts
+
+
+def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
+    """Parameters of the model as built on one rank."""
+    encoder, decoder = model.num_encoder_layers, model.num_decoder_layers
+    sparse = sum(len(sparse_layers(model, moe, stack)) for stack in STACKS)
+    attention = 4 * model.d_model * model.num_heads * model.d_kv
+    one_ff = _ff_weights(model)
+    tables = 1 + (not model.share_embeddings) + (not model.tie_embeddings)
+    return Params(
+        cut=tables * padded_vocab_size(model.vocab_size) * model.d_model
+        + 2 * model.relative_buckets * model.num_heads
+        + (encoder + 2 * decoder) * attention
+        + (encoder + decoder - sparse) * one_ff,
+        # norms: two per encoder layer, three per decoder layer, one at the end of each stack
+        whole=(2 * encoder + 3 * decoder + 2) * model.d_model + sparse * model.d_model * moe.num_experts,
+        experts=sparse * moe.num_experts * one_ff,
+        one_expert=one_ff
+        * sum(len(sparse_layers(model, moe, stack)) * experts_per_token(moe, stack) for stack in STACKS),
+    )
+
+
+def _ff_weights(model: ModelConfig) -> int:
+    """Weights of one feed-forward layer or of one expert."""
+    return (3 if model.ffn == "gated_gelu" else 2) * model.d_model * model.d_ff
+
+
+def num_params(model: ModelConfig, moe: MoeConfig) -> int:
+    """All parameters."""
+    return count_params(model, moe).total
+
+
+def num_active_params(model: ModelConfig, moe: MoeConfig) -> int:
+    """Parameters that one token can meet: all but the experts it was not sent to."""
+    params = count_params(model, moe)
+    return params.cut + params.whole + params.one_expert
+
+
+def local_params(cfg: RunConfig) -> int:
+    """Parameters held by one rank of the configured layout (before ZeRO, which shards states and not weights)."""
+    params = count_params(cfg.model, cfg.moe)
+    return params.cut // cfg.parallel.tp + params.whole + params.experts // (cfg.parallel.ep * expert_tensor_size(cfg))
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one sequence pair, forward only."""
+
+    encoder: int
+    decoder: int  # with cross attention, its keys and values of the encoder tokens included
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """The whole forward pass."""
+        return self.encoder + self.decoder + self.logits
+
+
+def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, decoder_length: int) -> Flops:
+    """Operations of one forward pass over one sequence of `encoder_length` and its `decoder_length` targets."""
+    inner = model.num_heads * model.d_kv
+    projection = 2 * model.d_model * inner  # of one token by one of q, k, v, o
+    pair = 2 * 2 * inner  # one query with one key: its score, and its value's share
+    cross = 2 * projection * (decoder_length + encoder_length) + pair * decoder_length * encoder_length
+
+    def operations(stack: Stack, tokens: int) -> int:
+        layers = stack_depth(model, stack)
+        attention = 4 * projection * tokens + pair * tokens * tokens
+        router = 2 * model.d_model * moe.num_experts * tokens
+        feed_forward = 2 * _ff_weights(model) * tokens
+        sparse = len(sparse_layers(model, moe, stack))
+        more_experts = sparse * (experts_per_token(moe, stack) - 1)
+        return layers * attention + (layers + more_experts) * feed_forward + sparse * router
+
+    return Flops(
+        encoder=operations("encoder", encoder_length),
+        decoder=operations("decoder", decoder_length) + model.num_decoder_layers * cross,
+        logits=2 * model.d_model * padded_vocab_size(model.vocab_size) * decoder_length,
+    )
+
+
+def flops_per_sequence(cfg: RunConfig) -> int:
+    """Operations of training on one sequence pair, forward and backward."""
+    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
+    forward = forward_flops(cfg.model, cfg.moe, encoder_length=cfg.data.encoder_length, decoder_length=decoder_length)
+    return FORWARD_AND_BACKWARD * forward.total
+
+
+def flops_per_token(cfg: RunConfig) -> float:
+    """Operations of training, forward and backward, per encoder or decoder token (padding counts as a token)."""
+    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
+    return flops_per_sequence(cfg) / (cfg.data.encoder_length + decoder_length)

@@ -1,0 +1,134 @@
+"""Reads `key=value` overrides before Hydra does: finds unknown keys and presets, and quotes free text.
+
+Hydra's own messages name neither the closest field nor how to quote a path, so every override is checked against the
+schema and the preset files first; what is handed on to Hydra is then known to fit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from conf.errors import ConfigError
+from conf.reading.convert import raise_all
+from conf.reading.fields import leaf_types, takes_text, unknown_key, without_none
+
+CONF_DIR = Path(__file__).resolve().parent.parent
+_SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_MEANT = {
+    ("moe", "dense"): "model.moe=dense",
+    ("model", "dense"): "model.moe=dense",
+    ("logging", "off"): "logging.wandb=off",
+}
+_PART = re.compile(r"""\s*('[^']*'(?=\s*(?:,|$))|"[^"]*"(?=\s*(?:,|$))|[^,]+)""")  # of a list; quotes keep commas
+
+
+class Overrides(NamedTuple):
+    """Overrides that fit the schema."""
+
+    lines: tuple[str, ...]  # for Hydra
+    keys: frozenset[str]  # fields and groups the user set
+
+
+@cache
+def presets(group: str) -> tuple[str, ...]:
+    """The presets of a group, e.g. ``model``; files that start with an underscore are parts of presets."""
+    return tuple(sorted(f.stem for f in (CONF_DIR / group).glob("*.yaml") if not f.stem.startswith("_")))
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Every group with presets: model, moe, data, parallel, optim, schedule, train, logging, launch."""
+    return tuple(sorted(d.name for d in CONF_DIR.iterdir() if d.is_dir() and presets(d.name)))
+
+
+def read_overrides(lines: Sequence[str]) -> Overrides:
+    """Check overrides. Raises `ConfigError` or `ConfigErrors` that name the key and the closest existing one."""
+    errors: list[ConfigError] = []
+    checked: list[tuple[str, str]] = []
+    for line in lines:
+        try:
+            checked.append(_read(line))
+        except ConfigError as error:
+            errors.append(error)
+    raise_all(errors)
+    return Overrides(tuple(line for line, _ in checked), frozenset(key for _, key in checked))
+
+
+def _read(line: str) -> tuple[str, str]:
+    match = _SHAPE.fullmatch(line)
+    if match is None:
+        key = line.lstrip("+~").partition("=")[0] or line
+        bare = line.lstrip("-")
+        hint = bare if bare != line and _SHAPE.fullmatch(bare) else "train.steps=100"
+        raise ConfigError(key, got=line, needs="an override of the form key=value", hint=hint)
+    key, value = match["key"], match["value"]
+    if "~" in match["sign"]:
+        raise ConfigError(key, got=line, needs="a value: fields cannot be deleted", hint=f"{key}=VALUE")
+    if key in groups():
+        return f"{key}={_preset(key, value)}", key
+    if key.rpartition(".")[2] == "_target_":
+        raise ConfigError(key, got=value, needs="no _target_: a configuration never runs code", hint="removing it")
+    if key not in leaf_types():
+        raise unknown_key(key, value)
+    if takes_text(key):
+        value = _quoted(key, value)
+    parsed = _parse(key, f"{key}={value}")
+    if parsed.is_sweep_override():
+        raise ConfigError(key, got=value, needs="one value: sweeps are not supported", hint="one run per value")
+    return f"{key}={value}", key
+
+
+def _preset(group: str, value: str) -> str:
+    name = value.strip().strip("'\"")
+    if name not in presets(group):
+        close = difflib.get_close_matches(name, presets(group), n=1, cutoff=0.5)
+        known = ", ".join(presets(group))
+        hint = _MEANT.get((group, name)) or f"{group}={(close or presets(group))[0]}"
+        raise ConfigError(group, got=value, needs=f"one of {known}", hint=hint)
+    return name
+
+
+def _quoted(key: str, value: str) -> str:
+    """Free text as Hydra's grammar wants it, so that blanks and brackets need no second quoting."""
+    kind = without_none(leaf_types()[key])[0]
+    if value.startswith("[") and value.endswith("]") and kind is not str and _parses(key, value):
+        return value
+    if value == "null":
+        return value
+    if kind is str:
+        return _quote(value)
+    return "[" + ",".join(_quote(part) for part in _PART.findall(value) if part.strip()) + "]"
+
+
+def _quote(text: str) -> str:
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1]
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def _parses(key: str, value: str) -> bool:
+    try:
+        return isinstance(_parse(key, f"{key}={value}").value(), list)
+    except ConfigError:
+        return False
+
+
+def _parse(key: str, line: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(line)
+    except HydraException as error:
+        value = line.partition("=")[2]
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            key, got=value, needs=f"a value Hydra can read ({reason})", hint=f"{key}='\"{value}\"'"
+        ) from None

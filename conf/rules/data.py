@@ -1,0 +1,129 @@
+"""Checks of the data section: sources and their files, span corruption, vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conf.derived.derive import data_parallel_size, span_lengths
+from conf.errors import ConfigError
+from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, share
+from conf.schema import DataConfig, RunConfig
+
+Problems = Iterator[ConfigError]
+
+
+def check_data(data: DataConfig) -> Problems:
+    """Ranges of single fields, and that the chosen source is told where its text is."""
+    for name in ("stream_lanes", "stream_window", "tokenizer_vocab", "tokenizer_lines", "sentinels", "prepare_workers"):
+        yield from at_least(f"data.{name}", getattr(data, name), 1)
+    yield from at_least("data.encoder_length", data.encoder_length, 4)
+    if data.decoder_length is not None:
+        yield from at_least("data.decoder_length", data.decoder_length, 2)
+    for name in ("seed", "workers"):
+        yield from at_least(f"data.{name}", getattr(data, name), 0)
+    yield from share("data.validation_fraction", data.validation_fraction, 0.02)
+    if not 0 < data.noise_density <= 0.9:
+        yield ConfigError(
+            "data.noise_density", got=data.noise_density, needs="a number in (0, 0.9]", hint="data.noise_density=0.15"
+        )
+    if data.mean_span_length < 1:
+        yield ConfigError(
+            "data.mean_span_length", got=data.mean_span_length, needs="at least 1", hint="data.mean_span_length=3"
+        )
+    if not data.cache_dir:
+        yield ConfigError("data.cache_dir", got="", needs="a folder", hint="data.cache_dir=cache")
+    yield from _check_source(data)
+
+
+def _check_source(data: DataConfig) -> Problems:
+    if data.source == "text" and not data.files:
+        yield ConfigError("data.files", got=data.files, needs="your text's files", hint="data.files='docs/*.jsonl'")
+    if data.source == "shards" and not data.files:
+        yield ConfigError(
+            "data.files",
+            got=data.files,
+            needs="directories written by `pointsman prepare`",
+            hint="data.files=shards/en",
+        )
+    if data.source == "hub" and not data.hub_path and not data.hub_files:
+        yield ConfigError(
+            "data.hub_path",
+            got=data.hub_path,
+            needs="a dataset of the hub",
+            hint="data=c4, or data.hub_path=allenai/c4",
+        )
+    # text that would silently not be read
+    used = {"text": ("files", "validation_files"), "shards": ("files", "validation_files"), "hub": ("hub_files",)}
+    for name in ("files", "validation_files", "hub_files"):
+        if getattr(data, name) and name not in used.get(data.source, ()):
+            other = "c4" if name == "hub_files" else "text"
+            yield ConfigError(
+                f"data.{name}",
+                got=getattr(data, name),
+                needs=f"a source that reads it, not {data.source}",
+                hint=f"data={other}",
+            )
+
+
+def check_corruption(cfg: RunConfig) -> Problems:
+    """Spans of a full window fit the decoder, the sentinels and between the text that is kept."""
+    data = cfg.data
+    lengths = span_lengths(data)
+    spans = lengths.spans
+    noise = lengths.targets - spans - 1
+    if data.decoder_length is not None and data.decoder_length < lengths.targets:
+        yield ConfigError(
+            "data.decoder_length",
+            got=data.decoder_length,
+            needs=f"at least {lengths.targets}, the targets of encoder_length = {data.encoder_length}",
+            hint=f"data.decoder_length={lengths.targets}",
+        )
+    if lengths.inputs > data.encoder_length or lengths.raw - noise < spans:
+        yield ConfigError(
+            "data.mean_span_length",
+            got=data.mean_span_length,
+            needs=f"spans ({spans}) with text between them ({lengths.raw - noise} tokens are kept)",
+            hint="data.mean_span_length=3 data.noise_density=0.15",
+        )
+    if spans > data.sentinels:
+        yield ConfigError(
+            "data.sentinels",
+            got=data.sentinels,
+            needs=f"one for each of the {spans} spans of a window",
+            hint=f"data.sentinels={spans}, or a larger data.mean_span_length",
+        )
+
+
+def check_vocabulary(cfg: RunConfig) -> Problems:
+    """The model knows every id of a tokenizer trained here (a given one is checked when it is read)."""
+    needed = cfg.data.tokenizer_vocab + cfg.data.sentinels
+    if cfg.data.tokenizer is None and cfg.model.vocab_size < needed:
+        yield ConfigError(
+            "model.vocab_size",
+            got=cfg.model.vocab_size,
+            needs=f"at least data.tokenizer_vocab + data.sentinels = {needed}",
+            hint=f"model.vocab_size={needed}",
+        )
+
+
+def check_files(cfg: RunConfig) -> Problems:
+    """Named files exist, as far as one look at the file system tells."""
+    kind = "a directory written by `pointsman prepare`" if cfg.data.source == "shards" else "an existing file or glob"
+    for name in ("files", "validation_files", "hub_files"):
+        for path in getattr(cfg.data, name):
+            yield from check_path(f"data.{name}", path, kind)
+    if cfg.data.tokenizer is not None:
+        yield from check_path("data.text.tokenizer", cfg.data.tokenizer, "an existing sentencepiece .model file")
+
+
+def check_lanes(cfg: RunConfig) -> Problems:
+    """Every data-parallel rank reads the same number of a stream's lanes."""
+    lanes, dp = cfg.data.stream_lanes, data_parallel_size(cfg)
+    if cfg.data.source == "hub" and lanes % dp:
+        yield ConfigError(
+            "data.stream_lanes",
+            got=lanes,
+            needs=f"a multiple of data parallelism = {dp}",
+            hint=f"data.stream_lanes={-(-lanes // dp) * dp}, or data parallelism of {listed(divisors(lanes))}"
+            f" (nearest: {nearest(dp, divisors(lanes))})",
+        )

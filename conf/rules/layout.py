@@ -1,0 +1,142 @@
+"""Checks of how ranks share the work: axes of the world, what they cut, and whole routing groups on every rank.
+
+The rules are those of docs/adr/001 (groups) and docs/adr/004 (axes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from conf.derived.derive import (
+    VOCAB_MULTIPLE,
+    auto_group_sequences,
+    data_parallel_size,
+    expert_tensor_size,
+    micro_batch_size,
+    padded_vocab_size,
+    world_size,
+)
+from conf.errors import ConfigError
+from conf.rules.data import check_lanes
+from conf.rules.ranges import divisors, listed, nearest
+from conf.schema import RunConfig
+
+Problems = Iterator[ConfigError]
+
+
+def check_ranks(cfg: RunConfig) -> Problems:
+    """tp divides the world; etp is tp or 1; expert parallelism divides the ranks that are left to it."""
+    world, tp, ep = world_size(cfg), cfg.parallel.tp, cfg.parallel.ep
+    if world % tp:
+        yield ConfigError(
+            "parallel.tp",
+            got=tp,
+            needs=f"a divisor of the {world} ranks: {listed(divisors(world))}",
+            hint=f"parallel.tp={nearest(tp, divisors(world))}, or launch.nproc={_ranks_per_node(cfg, tp * ep)}",
+        )
+        return
+    if expert_tensor_size(cfg) not in (1, tp):
+        hint = "parallel.etp=1" if tp == 1 else f"parallel.etp={tp}, or parallel.etp=1"
+        yield ConfigError("parallel.etp", got=cfg.parallel.etp, needs=f"1 or tp = {tp}", hint=hint)
+        return
+    if cfg.model.moe == "dense":
+        if ep > 1:
+            yield ConfigError(
+                "parallel.ep", got=ep, needs="1: a dense model has no experts to spread", hint="parallel.ep=1"
+            )
+        return
+    etp = expert_tensor_size(cfg)
+    across = world // etp
+    if across % ep:
+        legal = [n for n in divisors(across) if cfg.moe.num_experts % n == 0]
+        yield ConfigError(
+            "parallel.ep",
+            got=ep,
+            needs=f"a divisor of world / etp = {across}: {listed(divisors(across))}",
+            hint=f"parallel.ep={nearest(ep, legal)}, or launch.nproc={_ranks_per_node(cfg, ep * etp)}",
+        )
+
+
+def _ranks_per_node(cfg: RunConfig, ranks: int) -> int:
+    """The smallest launch.nproc, at least the present one, at which `ranks` divides the world."""
+    nproc = cfg.launch.nproc
+    while nproc * cfg.launch.nodes % ranks:
+        nproc += 1
+    return nproc
+
+
+def check_shards(cfg: RunConfig) -> Problems:
+    """Heads, feed-forward columns, the padded vocabulary: each is cut into equal parts by tp."""
+    model, tp = cfg.model, cfg.parallel.tp
+    rows = padded_vocab_size(model.vocab_size)
+    steps = {"vocab_size": math.lcm(tp, VOCAB_MULTIPLE)}  # rows are padded, so that other sizes would end elsewhere
+    for field, size in (("num_heads", model.num_heads), ("d_ff", model.d_ff), ("vocab_size", rows)):
+        if size % tp:
+            step = steps.get(field, tp)
+            legal = [n for n in divisors(world_size(cfg)) if size % n == 0]
+            built = " (padded)" if field == "vocab_size" else ""
+            yield ConfigError(
+                f"model.{field}",
+                got=size,
+                needs=f"a multiple{built} of parallel.tp = {tp}",
+                hint=f"model.{field}={-(-size // step) * step}, or parallel.tp={nearest(tp, legal)}",
+            )
+
+
+def check_experts(cfg: RunConfig) -> Problems:
+    """Every rank of the expert axis holds equally many experts."""
+    experts, ep = cfg.moe.num_experts, cfg.parallel.ep
+    if cfg.model.moe == "switch" and experts % ep:
+        legal = [n for n in divisors(experts) if world_size(cfg) // expert_tensor_size(cfg) % n == 0]
+        yield ConfigError(
+            "moe.num_experts",
+            got=experts,
+            needs=f"a multiple of parallel.ep = {ep}",
+            hint=f"moe.num_experts={-(-experts // ep) * ep}, or parallel.ep={nearest(ep, legal)}",
+        )
+
+
+def check_batch(cfg: RunConfig) -> Problems:
+    """Equal micro-batches on every rank, each of whole routing groups."""
+    yield from check_lanes(cfg)
+    batch, parts = cfg.train.global_batch, data_parallel_size(cfg) * cfg.train.accumulation
+    whole = parts * _sharers(cfg) * (cfg.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
+    if batch % parts:
+        yield ConfigError(
+            "train.global_batch",
+            got=batch,
+            needs=f"a multiple of data parallelism x accumulation = {parts}",
+            hint=f"train.global_batch={-(-batch // whole) * whole}",
+        )
+    elif cfg.model.moe == "switch":
+        yield from _check_groups(cfg)
+
+
+def _sharers(cfg: RunConfig) -> int:
+    """Tensor ranks that share the groups of a micro-batch: those of experts that tensor parallelism does not cut."""
+    return cfg.parallel.tp if expert_tensor_size(cfg) < cfg.parallel.tp else 1
+
+
+def _check_groups(cfg: RunConfig) -> Problems:
+    micro_batch = micro_batch_size(cfg)
+    sharers = _sharers(cfg)
+    if micro_batch % sharers:
+        parts = data_parallel_size(cfg) * cfg.train.accumulation * sharers * (cfg.moe.group_sequences or 1)
+        yield ConfigError(
+            "train.global_batch",
+            got=cfg.train.global_batch,
+            needs=f"micro-batches ({micro_batch} sequences) that {sharers} tensor ranks can share (etp=1)",
+            hint=f"train.global_batch={-(-cfg.train.global_batch // parts) * parts}",
+        )
+        return
+    held = micro_batch // sharers
+    group = cfg.moe.group_sequences or auto_group_sequences(cfg)
+    if held % group:
+        larger = cfg.train.global_batch // held * (-(-held // group) * group)
+        yield ConfigError(
+            "moe.group_sequences",
+            got=cfg.moe.group_sequences or f"{group} (by the rule of {cfg.moe.semantics})",
+            needs=f"a divisor of the {held} sequences a rank routes at once: {listed(divisors(held))}",
+            hint=f"moe.group_sequences={nearest(group, divisors(held))}, or train.global_batch={larger}",
+        )

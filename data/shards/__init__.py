@@ -1,0 +1,1 @@
+"""Tokenised documents on disk."""

@@ -1,0 +1,1 @@
+"""Streamed data sets, which are not on disk."""

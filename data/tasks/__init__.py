@@ -1,0 +1,1 @@
+"""What is learnt from text: how a window becomes inputs and targets."""

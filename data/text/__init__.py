@@ -1,0 +1,1 @@
+"""Text to ids: tokenizers and how they are trained."""

@@ -1,0 +1,98 @@
+"""One pass over a finite source: counts, the documents' fingerprint, and the tokenizer trained on them; all cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from conf.errors import DataError
+from conf.schema import DataConfig
+from data.files import locked, sha256_bytes, write_atomic
+from data.sources.finite import FiniteSource, cache_folder
+from data.text.tokenizer import Tokenizer
+from data.text.train_tokenizer import TRAINER_VERSION, sample_lines, text_lines, train_tokenizer
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What a source holds. Sizes are UTF-8 bytes."""
+
+    fingerprint: str  # sha256 over (split, text) of every document in order
+    train_fingerprint: str  # ... over the training split alone: what the tokenizer depends on
+    train_documents: int
+    validation_documents: int
+    train_bytes: int
+    validation_bytes: int
+    train_lines: int  # that are not blank
+
+
+def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -> Scan:
+    """Read every document once, or take the result of the last time if the signature is the same.
+
+    Raises:
+        DataError: there is no training document, or a file cannot be read.
+    """
+    path = cache_folder(data) / "scans" / f"{source.signature}.json"
+    with locked(path.with_suffix(".lock")):
+        if path.is_file():
+            return Scan(**json.loads(path.read_bytes()))
+        progress(f"reading {source.name} documents")
+        scan = _scan(source)
+        if scan.train_documents == 0:
+            raise DataError(
+                f"data={source.name}: no training document ({scan.validation_documents} in validation); give more text "
+                f"in data.files, or lower data.validation_fraction={data.validation_fraction}"
+            )
+        write_atomic(path, json.dumps(asdict(scan)).encode())
+        return scan
+
+
+def _scan(source: FiniteSource) -> Scan:
+    whole, train = hashlib.sha256(), hashlib.sha256()
+    documents, sizes, lines = {"train": 0, "validation": 0}, {"train": 0, "validation": 0}, 0
+    for split, text in source.documents():
+        content = text.encode()
+        header = f"{split}:{len(content)}:".encode()
+        whole.update(header)
+        whole.update(content)
+        documents[split] += 1
+        sizes[split] += len(content)
+        if split == "train":
+            train.update(header)
+            train.update(content)
+            lines += sum(1 for _ in text_lines((text,)))
+    return Scan(
+        fingerprint=whole.hexdigest(),
+        train_fingerprint=train.hexdigest(),
+        train_documents=documents["train"],
+        validation_documents=documents["validation"],
+        train_bytes=sizes["train"],
+        validation_bytes=sizes["validation"],
+        train_lines=lines,
+    )
+
+
+def tokenizer_for(source: FiniteSource, scan: Scan, data: DataConfig, *, progress: Progress) -> Tokenizer:
+    """The tokenizer of `data.text.tokenizer`, or one trained on the training split and cached."""
+    if data.tokenizer is not None:
+        return Tokenizer.from_file(Path(data.tokenizer), sentinels=data.sentinels)
+    path = tokenizer_path(scan.train_fingerprint, data)
+    with locked(path.with_suffix(".lock")):
+        if not path.is_file():
+            wanted = min(scan.train_lines, data.tokenizer_lines)
+            progress(f"training a tokenizer of {data.tokenizer_vocab} pieces on {wanted} lines")
+            train = (text for split, text in source.documents() if split == "train")
+            lines = sample_lines(text_lines(train), total=scan.train_lines, wanted=wanted)
+            write_atomic(path, train_tokenizer(lines, pieces=data.tokenizer_vocab))
+    return Tokenizer.from_file(path, sentinels=data.sentinels)
+
+
+def tokenizer_path(text_fingerprint: str, data: DataConfig) -> Path:
+    """Where the tokenizer trained on this text with these settings is cached."""
+    settings = [TRAINER_VERSION, text_fingerprint, data.tokenizer_vocab, data.tokenizer_lines]
+    return cache_folder(data) / "tokenizers" / f"{sha256_bytes(json.dumps(settings).encode())[:32]}.model"

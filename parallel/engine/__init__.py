@@ -1,0 +1,1 @@
+"""What reduces gradients and updates weights, behind one protocol."""

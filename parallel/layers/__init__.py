@@ -1,0 +1,1 @@
+"""Layers under tensor and expert parallelism, and how tensors are cut."""

@@ -1,0 +1,1 @@
+"""The ranks of a run: axes, process groups, collectives, decisions."""

@@ -1,0 +1,110 @@
+"""Streams through `datasets`: a pure function of (seed, lane, position), whatever the layout, workers and files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.errors import ConfigError, DataError
+from conf.schema import RunConfig
+from data.corpus import open_corpus
+from data.prepare import prepare_data
+from data.sources.finite import is_validation
+from data.streams.stream import lane_windows, stream_texts
+from tests.data.helpers import same, sentences, stacked, steps, tiny_config, write_jsonl
+
+DOCUMENTS = [sentences(3 + n % 7, seed=n) for n in range(80)]
+
+
+def stream_config(tmp_path: Path, files: int, *overrides: str) -> RunConfig:
+    """The C4 preset on `files` local gzip files with 80 documents in all."""
+    for number in range(files):
+        path = tmp_path / f"part-{number}.jsonl.gz"
+        if not path.exists():
+            write_jsonl(path, DOCUMENTS[number * 80 // files : (number + 1) * 80 // files])
+    return tiny_config(
+        tmp_path,
+        "data=c4",
+        f"data.hub_files=['{tmp_path / 'part-*.jsonl.gz'}']",
+        "data.stream_lanes=4",
+        "data.stream_window=8",
+        *overrides,
+    )
+
+
+@pytest.fixture(scope="module", params=[1, 5], ids=["fewer files than lanes", "more files than lanes"])
+def cfg(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    cfg = stream_config(tmp_path_factory.mktemp("stream"), request.param)
+    prepare_data(cfg)
+    return cfg
+
+
+def test_layout_workers_and_resume_change_nothing(cfg: RunConfig) -> None:
+    whole = [stacked(batch) for batch in steps(cfg, 5)]
+    ranks = [[stacked(batch) for batch in steps(cfg, 5, dp_rank=rank, dp_size=2)] for rank in (0, 1)]
+    for step, expected in enumerate(whole):
+        joined = {name: np.concatenate([ranks[0][step][name], ranks[1][step][name]]) for name in expected}
+        assert same(joined, expected)
+    helped = steps(replace(cfg, data=replace(cfg.data, workers=2)), 2, start=3)
+    assert [batch.step for batch in helped] == [3, 4]
+    assert all(same(stacked(batch), expected) for batch, expected in zip(helped, whole[3:], strict=True))
+
+
+def test_lanes_share_out_the_training_documents(cfg: RunConfig) -> None:
+    """With windows that hold one document each, the first pass of all lanes shows every training document once."""
+    corpus = open_corpus(cfg)
+    data = replace(cfg.data, packing="document", stream_window=1)
+    seen: list[str] = []
+    for lane in range(4):
+        for window in lane_windows(data, corpus.tokenizer, lane=lane, raw=100_000, start=0):
+            if window.epoch == 1:
+                break
+            seen.append(corpus.tokenizer.decode(window.tokens))
+    expected = [text for text in DOCUMENTS if not is_validation(text, data.validation_fraction)]
+    assert sorted(seen) == sorted(expected)
+    assert list(stream_texts(data)) == expected
+
+
+def test_blocks_hold_the_same_windows_in_a_keyed_order(cfg: RunConfig) -> None:
+    tokenizer = open_corpus(cfg).tokenizer
+
+    def first(data, count: int) -> list[tuple[int, ...]]:
+        lane = lane_windows(data, tokenizer, lane=1, raw=20, start=0)
+        return [tuple(window.tokens.tolist()) for _, window in zip(range(count), lane, strict=False)]
+
+    plain, shuffled = first(replace(cfg.data, stream_window=1), 16), first(cfg.data, 16)
+    assert plain != shuffled
+    assert sorted(plain[:8]) == sorted(shuffled[:8])
+    assert sorted(plain[8:]) == sorted(shuffled[8:])
+
+
+def test_validation_is_held_out_and_fixed(cfg: RunConfig) -> None:
+    corpus = open_corpus(cfg)
+    assert corpus.windows("train") is None
+    assert 0 < corpus.windows("validation") <= 16
+    text = "".join(document for document in DOCUMENTS if is_validation(document, 0.2))
+    joined = "".join(corpus.tokenizer.decode(window) for window in corpus.validation_stream)
+    assert text.startswith(joined)
+    first, second = steps(cfg, 3, split="validation"), steps(cfg, 3, split="validation")
+    assert all(same(stacked(a), stacked(b)) for a, b in zip(first, second, strict=True))
+
+
+def test_unigram_model_of_a_stream_is_finite(cfg: RunConfig) -> None:
+    (batch,) = steps(cfg, 1)
+    assert 1.0 < open_corpus(cfg).unigram_nats(batch.micro[0].targets_BT) < np.log(120)
+
+
+def test_bad_rows_and_settings_are_named(tmp_path: Path) -> None:
+    cfg = stream_config(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"data\.stream_lanes: got 4"):
+        steps(cfg, 1, dp_size=8)
+    (tmp_path / "part-2.jsonl").write_text('{"text": "fine"}\n{"text": broken}\n')
+    broken = replace(cfg, data=replace(cfg.data, hub_files=(str(tmp_path / "part-*"),)))
+    with pytest.raises(DataError, match=r"part-2\.jsonl: row 2: .*broken"):
+        list(stream_texts(broken.data))
+    wrong = replace(cfg, data=replace(cfg.data, text_field="body"))
+    with pytest.raises(DataError, match=r"record 1: has no field 'body' but \['id', 'text'\]"):
+        list(stream_texts(wrong.data))

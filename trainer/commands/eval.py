@@ -1,0 +1,67 @@
+"""`pointsman eval RUN`: losses and routing of a checkpoint on held-out text, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data.batch import StepBatch
+    from trainer.report.metrics import Report
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(
+        prog="pointsman eval",
+        description="Evaluate a trained model on held-out text, in one process, whatever layout trained it.",
+        epilog="example: pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",
+    )
+    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
+    result.add_argument("overrides", nargs="*", help="settings to change for the evaluation, e.g. other data")
+    return result
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = parser().parse_args(argv)
+    from data.corpus import open_corpus
+    from data.loader import build_loader
+    from data.prepare import prepare_data
+    from trainer.evaluate import evaluate, unigram_nats
+    from trainer.loading import load_run
+    from trainer.report.metrics import Meter
+    from trainer.report.progress import PreparationView
+    from trainer.report.routing_table import routing_table
+    from trainer.report.summary import learning_lines
+    from trainer.session import layer_names
+
+    loaded = load_run(arguments.run, overrides=arguments.overrides)
+    cfg, module = loaded.cfg, loaded.module
+    view = PreparationView()
+    prepare_data(cfg, progress=view.update)
+    view.close()
+    corpus = open_corpus(cfg)
+
+    def batches(*, shuffled: bool = False) -> Iterator[StepBatch]:
+        return build_loader(corpus, cfg, split="validation", dp_rank=0, dp_size=1, shuffled_inputs=shuffled)
+
+    def report(*, shuffled: bool) -> Report:
+        meter = Meter(pieces=corpus.tokenizer.pieces, layer_names=layer_names(cfg))
+        return evaluate(module, batches(shuffled=shuffled), meter, groups=loaded.groups, device=loaded.device)
+
+    straight = report(shuffled=False)
+    unigram = unigram_nats(corpus, batches(), loaded.groups)
+    print(f"{loaded.reader.path} at step {loaded.reader.state['step']}, {straight.tokens:,.0f} target tokens")
+    print(
+        "\n".join(learning_lines(first_loss=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True)))
+    )
+    print(routing_table(straight, capacity_factor=cfg.moe.eval_capacity_factor))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,215 @@
+"""`pointsman export-hf RUN [DIR]`: a run's weights as config.json and safetensors that Transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from conf.schema import RunConfig
+    from trainer.run_dir import RunDir
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(
+        prog="pointsman export-hf",
+        description="Write a run as a Hugging Face checkpoint: T5ForConditionalGeneration for a dense model, "
+        "SwitchTransformersForConditionalGeneration for one with experts.",
+        epilog="example: pointsman export-hf runs/first exported/first --dtype bfloat16",
+    )
+    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
+    result.add_argument("folder", type=Path, nargs="?", help="where to (default: RUN/huggingface)")
+    result.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights (default float32)")
+    result.add_argument("--shard-size", default="5GB", help="largest file, such as 500MB (default 5GB)")
+    result.add_argument(
+        "--expert-capacity", type=int, help="slots per sequence and expert, where the run's capacity is a factor"
+    )
+    return result
+
+
+def export_run(
+    run_path: Path, folder: Path | None, *, dtype: torch.dtype, shard_bytes: int, expert_capacity: int | None = None
+) -> tuple[Path, list[str]]:
+    """Write the newest whole checkpoint of a run; the folder and lines about what differs there.
+
+    Raises ConfigError for a model that the library cannot build or a folder that is not empty, CheckpointError if it
+    cannot be written. Written beside and renamed, so that a folder is whole or absent.
+    """
+    from safetensors import SafetensorError
+
+    from conf import compose
+    from model.hf.names import EMBEDDING
+    from model.hf.notes import export_notes
+    from parallel.mesh.axes import single_process
+    from trainer.checkpoint.reader import CheckpointReader
+    from trainer.loading import locate
+
+    run, checkpoint = locate(run_path, single_process())
+    cfg = compose.load(run.config)
+    _check_expressible(cfg, expert_capacity)
+    target = run.root / "huggingface" if folder is None else folder.expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError("DIR", got=str(target), needs="a new or empty folder", hint="another folder")
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        kept = _read_unread(run, cfg)
+        kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity, kept)
+        _write_tokenizer(cfg, run, partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:  # the latter is how a full disk is told
+        raise CheckpointError(f"{target}: cannot be written ({error}); try another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target, export_notes(cfg, kind, expert_capacity=expert_capacity, kept=EMBEDDING in kept)
+
+
+def _check_expressible(cfg: RunConfig, expert_capacity: int | None) -> None:
+    """The library has a class for the model. What it computes differently is said, not refused."""
+    if expert_capacity is not None and (expert_capacity < 1 or cfg.model.moe == "dense"):
+        raise ConfigError(
+            "--expert-capacity",
+            got=expert_capacity,
+            needs="at least 1, and a model with experts",
+            hint="leaving it out",
+        )
+    if cfg.model.moe == "dense":
+        return
+    if cfg.model.ffn != "relu":
+        raise ConfigError("model.ffn", got=cfg.model.ffn, needs="relu: the library's Switch model has no gated experts")
+    routers = {cfg.moe.router, cfg.moe.decoder_router or cfg.moe.router}
+    if routers != {"switch"}:
+        raise ConfigError(
+            "moe.router", got=", ".join(sorted(routers)), needs="switch in both stacks: the library routes top-1 only"
+        )
+
+
+def _read_unread(run: RunDir, cfg: RunConfig) -> dict[str, Tensor]:
+    """What import kept beside the run: tensors that the library stores and reads nowhere.
+
+    Raises CheckpointError for a file that is not whole or not of this model.
+    """
+    from model.hf.files import read_safetensors
+    from model.hf.names import EMBEDDING
+    from trainer.commands.import_hf import UNREAD_FILE
+
+    path = run.root / UNREAD_FILE
+    kept = read_safetensors(path) if path.exists() else {}
+    if cfg.model.share_embeddings:
+        kept.pop(EMBEDDING, None)
+    needed = (cfg.model.vocab_size, cfg.model.d_model)
+    if EMBEDDING in kept and tuple(kept[EMBEDDING].shape) != needed:
+        raise CheckpointError(f"{path}: {EMBEDDING} is {list(kept[EMBEDDING].shape)}, not {list(needed)}; remove it")
+    return kept
+
+
+def _write(
+    cfg: RunConfig,
+    reader: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    capacity: int | None,
+    kept: dict[str, Tensor],
+) -> Any:
+    """Tensors and configuration; the kind of model written."""
+    from conf.derived.derive import scales_logits
+    from model.hf.config import to_document
+    from model.hf.convert import ToTheirs, their_shapes
+    from model.hf.files import write_tensors
+    from model.hf.names import COPIES, EMBEDDING, HEAD, pairs
+    from parallel.engine.protocol import MASTER
+    from trainer.commands.import_hf import logical_shapes
+
+    kind = "t5" if cfg.model.moe == "dense" else "switch_transformers"
+    ours = logical_shapes(cfg)
+    # An untied Switch model of the library has three embeddings, all of which must be there;
+    # it ties only scaled output matrices, so that an unscaled one is written as a copy as well.
+    plain_tie = cfg.model.tie_embeddings and not scales_logits(cfg.model)
+    copies: tuple[str, ...] = ()
+    if not cfg.model.share_embeddings:
+        copies = (EMBEDDING,)  # never read there, but missed when it is absent
+    elif kind == "switch_transformers" and not scales_logits(cfg.model):
+        copies = (*COPIES, HEAD) if plain_tie else COPIES
+    shapes = their_shapes(cfg.model, cfg.moe, kind, ours, copies=copies)
+    shapes |= {name: tuple(value.shape) for name, value in kept.items()}
+    read = ToTheirs(lambda name: reader.read(MASTER, name), pairs(cfg.model, cfg.moe, kind), cfg.model.vocab_size)
+
+    def value_of(name: str) -> Tensor:
+        return kept[name] if name in kept else read(name)
+
+    write_tensors(folder, shapes, value_of, dtype=dtype, shard_bytes=shard_bytes)
+    document = to_document(cfg, kind=kind, dtype=dtype, copies_head=HEAD in copies)
+    if capacity is not None:
+        document["expert_capacity"] = capacity
+    _write_json(folder / "config.json", dict(sorted(document.items())))
+    generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    _write_json(folder / "generation_config.json", generation)
+    return kind
+
+
+def _write_tokenizer(cfg: RunConfig, run: RunDir, folder: Path) -> None:
+    """The sentencepiece model under the library's name, with what T5Tokenizer needs to know beside it."""
+    if not run.tokenizer.exists():
+        return
+    shutil.copyfile(run.tokenizer, folder / "spiece.model")
+    settings = {
+        "tokenizer_class": "T5Tokenizer",
+        "extra_ids": cfg.data.sentinels,
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "500MB", "5GB" or a plain number; the decimal units that the library uses."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()]) if match else 0
+    if size < 1:
+        raise ConfigError("--shard-size", got=text, needs="a size such as 500MB or 5GB", hint="--shard-size 5GB")
+    return size
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = parser().parse_args(argv)
+    shard_bytes = parse_size(arguments.shard_size)
+    import torch
+
+    folder, notes = export_run(
+        arguments.run,
+        arguments.folder,
+        dtype=getattr(torch, arguments.dtype),
+        shard_bytes=shard_bytes,
+        expert_capacity=arguments.expert_capacity,
+    )
+    weights = len(list(folder.glob("*.safetensors")))
+    print("\n".join([*notes, f"{folder}: config.json and {weights} file(s) of weights"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""Filling masked spans: text with `<mask>` to encoder ids, generated ids back to spans, samples for the summary.
+
+Shape suffixes: B texts, L encoder length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from conf.derived.derive import span_lengths
+from conf.errors import ConfigError
+from conf.schema import DataConfig
+from data.batch import EOS_ID
+from data.text.tokenizer import Tokenizer
+from model.generate import GenerateOptions, generate
+from model.t5.model import SwitchTransformer
+from parallel.mesh import collectives
+from parallel.mesh.consensus import any_rank
+from trainer.session import Session
+
+_ROWS_AT_ONCE = 16  # what a row gives does not depend on its companions
+_MASK = re.compile(r"<mask>|<extra_id_(\d+)>")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filled:
+    """One text with its spans filled."""
+
+    spans: tuple[str, ...]  # one per mask; empty where the model gave none
+    text: str
+
+
+def has_mask(text: str) -> bool:
+    """Whether the text marks a span to fill."""
+    return _MASK.search(text) is not None
+
+
+def split_masks(text: str) -> list[str]:
+    """The pieces of text around its masks: n masks give n + 1 pieces. Raises `ConfigError` when there is none."""
+    pieces = [piece for index, piece in enumerate(_MASK.split(text)) if index % 2 == 0]
+    if len(pieces) < 2:
+        raise ConfigError("text", got=text, needs="at least one span to fill", hint="'The <mask> sat on the mat'")
+    return pieces
+
+
+def untrained_masks(texts: Sequence[str], data: DataConfig) -> str | None:
+    """What to tell a person whose texts have more masks than the windows the model was trained on had spans."""
+    trained = span_lengths(data).spans
+    most = max(len(split_masks(text)) - 1 for text in texts)
+    if most <= trained:
+        return None
+    return (
+        f"note: a text has {most} masks, and every window of the training data ({data.encoder_length} tokens) had "
+        f"{trained}: expect little of masks from number {trained + 1} on; fill them one at a time"
+    )
+
+
+def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encoder ids: the pieces with sentinels 0, 1, .. between them, and EOS. Raises when there are too many masks."""
+    pieces = split_masks(text)
+    if len(pieces) - 1 > tokenizer.sentinels:
+        raise ConfigError("text", got=f"{len(pieces) - 1} masks", needs=f"at most {tokenizer.sentinels}")
+    ids = list(tokenizer.encode(pieces[0]))
+    for index, piece in enumerate(pieces[1:]):
+        ids += [tokenizer.sentinel_id(index), *tokenizer.encode(piece)]
+    return [*ids, EOS_ID]
+
+
+def parse_spans(tokenizer: Tokenizer, generated: Sequence[int], count: int) -> list[list[int]]:
+    """Ids after sentinel k up to the next sentinel, for k < count; empty where sentinel k was not generated."""
+    spans: list[list[int]] = [[] for _ in range(count)]
+    current: int | None = None
+    for token in generated:
+        if token == EOS_ID:
+            break
+        index = tokenizer.size - 1 - token
+        if 0 <= index < tokenizer.sentinels:
+            current = index if index < count and not spans[index] else None
+        elif current is not None and token > EOS_ID:
+            spans[current].append(token)
+    return spans
+
+
+def fill_texts(
+    module: SwitchTransformer, tokenizer: Tokenizer, texts: Sequence[str], options: GenerateOptions
+) -> list[Filled]:
+    """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
+    encoded = [encode_masked(tokenizer, text) for text in texts]
+    generated = generate_rows(module, tokenizer, encoded, options)
+    filled = []
+    for text, ids in zip(texts, generated, strict=True):
+        pieces = split_masks(text)
+        spans = [tokenizer.decode(span) for span in parse_spans(tokenizer, ids, len(pieces) - 1)]
+        joined = pieces[0] + "".join(span + piece for span, piece in zip(spans, pieces[1:], strict=True))
+        filled.append(Filled(spans=tuple(spans), text=joined))
+    return filled
+
+
+def generate_rows(
+    module: SwitchTransformer,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[int]],
+    options: GenerateOptions,
+    *,
+    all_finished: Callable[[bool], bool] = bool,
+) -> list[list[int]]:
+    """Generated ids for each row of encoder ids, a few rows at a time: a file may hold any number of lines.
+
+    Only ids of the tokenizer: the model may have more. `all_finished` as in `model.generate.generate`.
+    """
+    options = replace(options, known_ids=tokenizer.size)
+    device = next(module.parameters()).device
+    generated: list[list[int]] = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        tokens_BL = pad_ids(rows[start : start + _ROWS_AT_ONCE], device)
+        generated += generate(module, tokens_BL, options=options, all_finished=all_finished).tokens_BT.tolist()
+    return generated
+
+
+def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Rows of ids as one [B, L] tensor, padded with 0 on the right."""
+    tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return tokens.to(device)
+
+
+def sample_lines(session: Session) -> list[str]:
+    """A few held-out windows with the spans the model fills and the true ones (collective)."""
+    count = session.cfg.train.fill_samples
+    if count == 0:
+        return []
+    tokenizer = session.corpus.tokenizer
+    micro = next(iter(session.validation_batches())).micro[0]
+    real = micro.encoder_tokens_BL.any(axis=1)  # a small held-out part ends in rows of padding
+    mine = (micro.encoder_tokens_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
+    inputs, targets = collectives.broadcast_object(mine, session.groups.control)
+    assert session.cfg.data.decoder_length is not None, "resolve fills it"
+    options = GenerateOptions(max_length=session.cfg.data.decoder_length)
+
+    def all_finished(done: bool) -> bool:
+        # Equal prompts, yet sums in another order may part ranks at a near tie, and they share experts.
+        return not any_rank(not done, session.groups)
+
+    generated = generate_rows(session.module, tokenizer, inputs, options, all_finished=all_finished)
+    lines = ["spans filled on held-out text (true -> filled):"]
+    for source, target, output in zip(inputs, targets, generated, strict=True):
+        lines += _sample(tokenizer, source, target, output)
+    return lines
+
+
+def _sample(tokenizer: Tokenizer, source: list[int], target: list[int], output: list[int]) -> list[str]:
+    wanted = [index for index in range(tokenizer.sentinels) if tokenizer.sentinel_id(index) in source][:4]
+    true = parse_spans(tokenizer, target, tokenizer.sentinels)
+    ours = parse_spans(tokenizer, output, tokenizer.sentinels)
+    context = tokenizer.decode([token for token in source if token > EOS_ID])
+    pairs = "  ".join(f"{tokenizer.decode(true[k])!r} -> {tokenizer.decode(ours[k])!r}" for k in wanted)
+    return [f"  ... {_clip(context)}", f"      {pairs}"]
+
+
+def _clip(text: str, width: int = 96) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[:width] + " ..."

@@ -1,0 +1,260 @@
+"""`pointsman import-hf DIR`: a Hugging Face T5 or Switch checkpoint becomes a run folder that our commands read."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.errors import CheckpointError, ConfigError, ConfigErrors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conf.schema import RunConfig
+    from data.text.tokenizer import Tokenizer
+    from model.hf.config import HfConfig
+    from model.hf.convert import Tying
+    from model.hf.files import TensorFolder
+    from model.hf.names import Shape
+
+TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "spm.model")  # the first that is there
+UNREAD_FILE = "huggingface_unread.safetensors"  # in the run folder: what the library stores and never reads
+SENTINELS = 100  # extra ids of every released T5 and Switch tokenizer
+SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(
+        prog="pointsman import-hf",
+        description="Import a Hugging Face T5 or SwitchTransformers checkpoint as a run folder.",
+        epilog="example: pointsman import-hf ~/switch-base-8 --name switch",
+    )
+    result.add_argument("folder", type=Path, help="folder with config.json and *.safetensors (or pytorch_model*.bin)")
+    result.add_argument(
+        "overrides", nargs="*", help="settings of the run, e.g. train.precision=bf16 data.files='*.txt'"
+    )
+    result.add_argument("--name", help="name of the run (default: the folder's name)")
+    result.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs live (default: runs)")
+    result.add_argument("--tokenizer", type=Path, help="sentencepiece .model file, where the folder has none")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Import:
+    """A checkpoint of theirs, checked, with the configuration under which ours computes the same."""
+
+    hf: HfConfig
+    folder: TensorFolder
+    tying: Tying
+    cfg: RunConfig
+    settings: tuple[str, ...]  # overrides that make the model and its routing
+    shapes: dict[str, Shape]  # of our logical tensors
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 value) of each of our logical tensors."""
+        from model.hf.convert import to_ours
+        from model.hf.names import pairs
+
+        table = pairs(self.cfg.model, self.cfg.moe, self.hf.kind)
+        return to_ours(self.folder.read, table, self.shapes)
+
+
+def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
+    """Read config.json, find the tensors and check every name and shape; values are read later.
+
+    `overrides` are settings of the run that is to come. Raises ConfigError or CheckpointError naming what is wrong.
+    """
+    from conf.compose import compose
+    from model.hf.config import check_counts, in_their_words, read_config
+    from model.hf.convert import check_tensors, find_tying
+    from model.hf.files import TensorFolder
+    from model.hf.names import pairs
+
+    hf = read_config(path)
+    folder = TensorFolder(path)
+    check_counts(hf, len(folder.names))
+    tying = find_tying(hf, folder)
+    settings = (*_model_settings(hf, tying), *_data_settings(hf.model["vocab_size"]))
+    try:
+        cfg = compose([*settings, "launch.nproc=1", "parallel.tp=1", "parallel.ep=1", *overrides])
+    except (ConfigError, ConfigErrors) as error:
+        own = {override.partition("=")[0].lstrip("+~") for override in overrides}
+        raise in_their_words(hf.path, error, own) from error
+    shapes = logical_shapes(cfg)
+    check_tensors(folder, pairs(cfg.model, cfg.moe, hf.kind), shapes, cfg.model.vocab_size, tying)
+    return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, settings=settings, shapes=shapes)
+
+
+def logical_shapes(cfg: RunConfig) -> dict[str, Shape]:
+    """Names and whole shapes of a configuration's parameters, without building them."""
+    from model.build import meta_model
+    from parallel.layers.sharding import tagged_parameters
+    from parallel.mesh.axes import single_process
+
+    module = meta_model(cfg, single_process())
+    return {name: tuple(parameter.shape) for name, parameter, _ in tagged_parameters(module)}
+
+
+def _model_settings(hf: HfConfig, tying: Tying) -> tuple[str, ...]:
+    """Overrides of the model and its routing; every field that config.json decides is named."""
+    base = "switch_base_8" if hf.kind == "switch_transformers" else "t5_v1_1_small"
+    values: dict[str, Any] = {f"model.{name}": value for name, value in hf.model.items()}
+    values |= {
+        "model.preset": hf.kind,
+        "model.tie_embeddings": tying.tie_embeddings,
+        "model.share_embeddings": tying.share_embeddings,
+        "model.logit_scale": "width" if tying.scaled else "one",
+        "moe.defects": "reproduced",
+    }
+    values |= {f"moe.{name}": value for name, value in hf.moe.items()}
+    semantics = "hf_4" if hf.version.startswith("4.") else "hf"
+    return (f"model={base}", f"moe={semantics}", *(f"{name}={_typed(value)}" for name, value in values.items()))
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _data_settings(vocab_size: int) -> tuple[str, ...]:
+    """The released tokenizers' layout, shrunk for a vocabulary that could not hold it."""
+    sentinels = min(SENTINELS, vocab_size // 2)
+    lines = (f"data.sentinels={sentinels}", f"data.tokenizer_vocab={min(32_000, vocab_size - sentinels)}")
+    return lines if sentinels >= SPANS else (*lines, "data.encoder_length=16")
+
+
+def find_tokenizer(folder: Path, given: Path | None) -> Path | None:
+    """The sentencepiece model to take along."""
+    if given is not None:
+        if not given.expanduser().is_file():
+            raise ConfigError("--tokenizer", got=str(given), needs="a sentencepiece .model file")
+        return given.expanduser()
+    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def read_tokenizer(path: Path, cfg: RunConfig) -> Tokenizer:
+    """Read a tokenizer for the model. Raises DataError if it is none, ConfigError if the model knows fewer ids."""
+    from data.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path, sentinels=cfg.data.sentinels)
+    if tokenizer.size > cfg.model.vocab_size:
+        raise ConfigError(
+            str(path),
+            got=f"{tokenizer.pieces} pieces and {tokenizer.sentinels} sentinels",
+            needs=f"at most {cfg.model.vocab_size} ids, those of the embedding",
+            hint=f"data.sentinels={max(cfg.model.vocab_size - tokenizer.pieces, 0)}, or the tokenizer of this model",
+        )
+    return tokenizer
+
+
+def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
+    """Write a run folder: configuration, tokenizer, a checkpoint of step 0 with weights alone. Its checkpoint's folder.
+
+    Written beside and renamed, so that a run is whole or absent whenever the import is killed. Raises CheckpointError
+    if it cannot be written; nothing of it then remains.
+    """
+    partial = root.with_name(f".{root.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed import left
+        checkpoint = _write_whole(source, partial, tokenizer)
+        partial.rename(root)
+    except OSError as error:
+        raise CheckpointError(f"{root}: cannot be written ({error}); try another --runs-dir") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{root} was not made: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root / checkpoint.relative_to(partial)
+
+
+def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
+    from safetensors.torch import save_file
+
+    from model.hf.convert import unread_tensors
+    from parallel.engine.protocol import MASTER, StateTensor
+    from parallel.layers.sharding import Shard
+    from parallel.mesh.axes import single_process
+    from trainer.checkpoint.store import CheckpointStore
+    from trainer.resume import TrainState
+    from trainer.run_dir import RunDir, write_config, write_status
+
+    run = RunDir(root=root)
+    run.checkpoints.mkdir(parents=True)
+    shards = {name: Shard(global_shape=s, offsets=(0,) * len(s), local_shape=s) for name, s in source.shapes.items()}
+    fingerprints = {"tokenizer": tokenizer.fingerprint if tokenizer else "none", "data": "imported"}
+    store = CheckpointStore(run.checkpoints, single_process())
+    try:
+        states = (StateTensor(name=name, kind=MASTER, value=value) for name, value in source.tensors())
+        store.save(0, states, shards, TrainState().to_json(source.cfg, fingerprints))
+        result = store.wait()
+        assert result is not None
+        assert result.path is not None, "a save that did not fail has a folder"
+        if unread := unread_tensors(source.folder, source.cfg):
+            kept = {name: source.folder.read(name).contiguous() for name in unread}
+            save_file(kept, root / UNREAD_FILE, metadata={"format": "pt"})
+        if tokenizer is not None:
+            run.tokenizer.write_bytes(tokenizer.model)
+        write_config(run, source.cfg)
+        write_status(run, "done", step=0, reason=f"imported from {source.hf.path.parent}")
+        return result.path
+    finally:
+        store.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = parser().parse_intermixed_args(argv)  # settings may come after --name
+    folder = arguments.folder.expanduser()
+    name = arguments.name or folder.resolve().name
+    root = arguments.runs_dir.expanduser() / name
+    if root.exists():
+        raise ConfigError(
+            "--name", got=str(root), needs="a run that does not exist yet", hint=f"--name {name}-imported"
+        )
+    from model.hf.notes import import_notes
+
+    lines = (f"runs_dir={arguments.runs_dir.expanduser().resolve()}", *arguments.overrides)
+    source = open_import(folder, overrides=[f"name={name}", *lines])
+    file = find_tokenizer(folder, arguments.tokenizer)
+    tokenizer = read_tokenizer(file, source.cfg) if file else None
+    checkpoint = write_run(source, root, tokenizer)
+    print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
+    print(f"\n{checkpoint}: {sum(map(_numel, source.shapes.values())):,} parameters of {folder}")
+    print("\n".join(_closing(root, file, folder, source.settings)))
+    return 0
+
+
+def _numel(shape: Shape) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _closing(root: Path, tokenizer: Path | None, folder: Path, settings: Sequence[str]) -> list[str]:
+    """What to do with the run, with the settings that training on from it needs."""
+    if tokenizer is None:
+        use = [
+            f"No tokenizer: {folder} has none of {', '.join(TOKENIZER_FILES)}. The weights are usable from Python, but "
+            "fill, eval and generate need the sentencepiece model this checkpoint was trained with: copy it to "
+            f"{root / 'tokenizer.model'}, or import again with --tokenizer FILE. (A tokenizer.json alone does not do.)",
+        ]
+        data = "train.allow_data_change=true"
+    else:
+        use = [
+            f"tokenizer: {tokenizer}",
+            f"  pointsman fill {root} 'The <mask> of the list.'",
+            f"  pointsman eval {root}",
+        ]
+        data = f"data.tokenizer={root / 'tokenizer.model'}"
+    return [*use, "train on from it:", f"  pointsman train train.from_checkpoint={root} {data} {' '.join(settings)}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

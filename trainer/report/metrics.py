@@ -1,0 +1,182 @@
+"""Sums over a step's or an evaluation's micro-batches, reduced over ranks once, and the numbers people read from them.
+
+Shape suffixes: B batch, T target length, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from data.batch import EOS_ID
+from model.losses import LossParts
+from model.moe.types import LayerRouting, RouterStats
+from model.t5.model import ModelOutput
+from parallel.mesh import collectives
+from parallel.mesh.axes import ParallelGroups
+
+SCALARS = ("ce", "aux", "z", "loss_sum", "tokens", "text_sum", "text_tokens", "sentinel_sum", "sentinel_tokens")
+_STATS = tuple(field.name for field in fields(RouterStats))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerReport:
+    """How one expert layer routed, over all ranks."""
+
+    name: str  # "encoder.1": stack and layer
+    load: tuple[float, ...]  # share of real tokens' choices that fall on expert e, before capacity
+    probability: tuple[float, ...]  # mean router probability of each expert
+    dropped: float  # share of real tokens without any slot
+    slots_per_token: float  # buffer rows computed per real token
+    entropy: float  # mean entropy of the router's distribution, nats
+    confidence: float  # mean largest probability
+    aux: float  # mean over groups, unweighted; 1 when balanced
+    z: float  # mean squared log-partition
+
+    @property
+    def imbalance(self) -> float:
+        """Load of the fullest expert relative to an even share; 1 is perfect."""
+        return max(self.load) * len(self.load)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Reduced numbers of a step or an evaluation. Losses in nats per token."""
+
+    loss: float  # cross-entropy per real target token
+    aux_loss: float  # weighted, as it enters the total
+    z_loss: float  # weighted
+    loss_text: float  # over target tokens that are text
+    loss_sentinel: float  # over sentinel tokens, which come in a fixed order and flatter a total
+    tokens: float  # real target tokens
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def dropped(self) -> float:
+        """Mean dropped share over expert layers; 0 for a dense model."""
+        return sum(layer.dropped for layer in self.layers) / max(len(self.layers), 1)
+
+
+class Meter:
+    """Accumulates device-side sums of micro-batches without a host sync; `reduce` is the one collective."""
+
+    def __init__(self, *, pieces: int, layer_names: tuple[str, ...]) -> None:
+        """`pieces`: the tokenizer's text pieces; ids from there on are sentinels (as in `data.batch.token_masks`)."""
+        self._pieces = pieces
+        self._layer_names = layer_names
+        self._scalars: Tensor | None = None
+        self._layers: list[Tensor] = []
+        self._experts: list[int] = []
+
+    def add(self, output: ModelOutput, targets_BT: Tensor, parts: LossParts | None) -> None:
+        """Count one micro-batch; `parts` is None in evaluation."""
+        loss_BT = output.token_loss_BT.detach().double()
+        real_BT = targets_BT != 0
+        sentinel_BT = targets_BT >= self._pieces
+        text_BT = (targets_BT > EOS_ID) & ~sentinel_BT
+        zero = loss_BT.new_zeros(())
+        terms = (parts.ce, parts.aux, parts.z) if parts else (zero, zero, zero)
+        values = [term.detach().double() for term in terms]
+        values += [(loss_BT * real_BT).sum(), real_BT.sum().double()]
+        values += [(loss_BT * text_BT).sum(), text_BT.sum().double()]
+        values += [(loss_BT * sentinel_BT).sum(), sentinel_BT.sum().double()]
+        stacked = torch.stack(values)
+        self._scalars = stacked if self._scalars is None else self._scalars + stacked
+        self._add_layers((*output.encoder_routing, *output.decoder_routing))
+
+    def _add_layers(self, routings: Iterable[LayerRouting]) -> None:
+        flat = [_flatten(routing.stats) for routing in routings]
+        if not self._layers:
+            self._layers = flat
+            self._experts = [(vector.numel() - len(_STATS) + 3) // 3 for vector in flat]
+        else:
+            self._layers = [old + new for old, new in zip(self._layers, flat, strict=True)]
+
+    def is_finite(self) -> bool:
+        """Whether every sum so far is finite on this rank."""
+        assert self._scalars is not None, "nothing was added"
+        return bool(torch.isfinite(self._scalars).all())
+
+    def reduce(self, groups: ParallelGroups) -> Report:
+        """Sum over data-parallel ranks (tensor ranks hold equal numbers) and turn into a report."""
+        assert self._scalars is not None, "nothing was added"
+        everything = torch.cat([self._scalars, *self._layers])
+        collectives.all_reduce(everything, groups.dp)
+        values = everything.tolist()
+        named = dict(zip(SCALARS, values, strict=False))
+        layers, offset = [], len(SCALARS)
+        for name, vector, experts in zip(self._layer_names, self._layers, self._experts, strict=True):
+            layers.append(_layer_report(name, values[offset : offset + vector.numel()], experts))
+            offset += vector.numel()
+        return Report(
+            loss=named["loss_sum"] / max(named["tokens"], 1.0),
+            aux_loss=named["aux"],
+            z_loss=named["z"],
+            loss_text=named["text_sum"] / max(named["text_tokens"], 1.0),
+            loss_sentinel=named["sentinel_sum"] / max(named["sentinel_tokens"], 1.0),
+            tokens=named["tokens"],
+            layers=tuple(layers),
+        )
+
+
+def _flatten(stats: RouterStats) -> Tensor:
+    return torch.cat([getattr(stats, name).detach().double().reshape(-1) for name in _STATS])
+
+
+def _layer_report(name: str, values: list[float], experts: int) -> LayerReport:
+    sums: dict[str, list[float]] = {}
+    offset = 0
+    for field in _STATS:
+        size = experts if field.endswith("_E") else 1
+        sums[field] = values[offset : offset + size]
+        offset += size
+    tokens = max(sums["tokens"][0], 1.0)
+    return LayerReport(
+        name=name,
+        load=tuple(count / max(sum(sums["load_E"]), 1.0) for count in sums["load_E"]),
+        probability=tuple(mass / tokens for mass in sums["probability_E"]),
+        dropped=1.0 - sums["routed"][0] / tokens if sums["tokens"][0] else 0.0,
+        slots_per_token=sums["slots"][0] / tokens,
+        entropy=sums["entropy"][0] / tokens,
+        confidence=sums["confidence"][0] / tokens,
+        aux=sums["aux"][0] / max(sums["groups"][0], 1.0),
+        z=sums["z"][0] / tokens,
+    )
+
+
+def flat_metrics(prefix: str, report: Report) -> dict[str, float]:
+    """Stable metric names of a report's losses: `<prefix>/loss`, `<prefix>/loss_text`, ..."""
+    metrics = {
+        f"{prefix}/loss": report.loss,
+        f"{prefix}/loss_text": report.loss_text,
+        f"{prefix}/loss_sentinel": report.loss_sentinel,
+        f"{prefix}/target_tokens": report.tokens,
+    }
+    if report.layers:
+        metrics[f"{prefix}/dropped"] = report.dropped
+    return metrics
+
+
+def router_metrics(report: Report, *, prefix: str, per_expert: bool) -> dict[str, float | list[float]]:
+    """`<prefix>/<stack>.<layer>/...`: scalars always, the load and probability of every expert on request.
+
+    Training and evaluation differ in capacity and jitter, so they have prefixes of their own.
+    """
+    metrics: dict[str, float | list[float]] = {}
+    for layer in report.layers:
+        base = f"{prefix}/{layer.name}"
+        metrics |= {
+            f"{base}/dropped": layer.dropped,
+            f"{base}/entropy": layer.entropy,
+            f"{base}/confidence": layer.confidence,
+            f"{base}/z": layer.z,
+            f"{base}/aux": layer.aux,
+            f"{base}/imbalance": layer.imbalance,
+        }
+        if per_expert:
+            metrics[f"{base}/load"] = list(layer.load)
+            metrics[f"{base}/probability"] = list(layer.probability)
+    return metrics

@@ -1,0 +1,52 @@
+"""What a person reads when a run ends: three measures of learning, filled spans, and where everything is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from trainer.report.metrics import Report
+from trainer.run_dir import RunDir
+
+
+def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: float, shuffled: Report) -> list[str]:
+    """How far the loss fell, how it compares with a unigram model, and whether the decoder reads the encoder."""
+    lines = []
+    if first_loss is not None:
+        fall = 1.0 - last.loss / first_loss
+        lines.append(f"validation loss      {first_loss:.3f} -> {last.loss:.3f} nats per token (down {fall:.0%})")
+    else:
+        lines.append(f"validation loss      {last.loss:.3f} nats per token")
+    lines.append(f"  text tokens        {last.loss_text:.3f}   sentinel tokens {last.loss_sentinel:.3f}")
+    lines.append(
+        f"unigram model        {unigram_nats:.3f} on the text tokens: the model is "
+        f"{abs(unigram_nats - last.loss_text):.3f} nats {'better' if last.loss_text < unigram_nats else 'WORSE'}"
+    )
+    lines.append(
+        f"shuffled input       {shuffled.loss_text:.3f} on the text tokens: reading the input in order is worth "
+        f"{shuffled.loss_text - last.loss_text:+.3f} nats"
+    )
+    return lines
+
+
+def where_lines(run: RunDir, *, wandb_mode: str, checkpoints: Sequence[str]) -> list[str]:
+    """Paths of everything the run wrote, and what to do next: commands that can be pasted."""
+    root, name = shlex.quote(str(run.root)), shlex.quote(f"name={run.root.name}")
+    if run.root.parent.name != "runs":
+        name += " " + shlex.quote(f"runs_dir={run.root.parent}")
+    lines = [
+        f"run folder           {run.root}",
+        f"  configuration      {run.config}",
+        f"  metrics            {run.metrics}",
+        f"  checkpoints        {run.checkpoints} ({', '.join(checkpoints) or 'none'})",
+    ]
+    if wandb_mode == "offline":
+        lines.append(f"  W&B (offline)      {run.root / 'wandb'}   upload: wandb sync {root}/wandb/offline-run-*")
+    elif wandb_mode == "online":
+        lines.append(f"  W&B                {run.root / 'wandb'}")
+    lines += [
+        f"evaluate             pointsman eval {root}",
+        f"fill spans           pointsman fill {root} 'import <mask> as np'",
+        f"continue             pointsman train {name} train.steps=...",
+    ]
+    return lines
