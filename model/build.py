@@ -11,31 +11,29 @@ from model.t5.model import SwitchTransformer
 from parallel.layers.experts import build_exchange
 from parallel.layers.plain import LayerFactory, PlainLayers
 from parallel.layers.sharding import cast_module
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 
-def build_model(
-    cfg: RunConfig, groups: ParallelGroups, *, device: torch.device | str, dtype: torch.dtype
-) -> SwitchTransformer:
+def build_model(cfg: RunConfig, mesh: Mesh, *, device: torch.device | str, dtype: torch.dtype) -> SwitchTransformer:
     """This rank's part of the model, initialised from `cfg.seed`, in its final dtypes.
 
     Built on the meta device and cast there, so that memory holds each parameter once, in the dtype it trains in.
     """
-    module = meta_model(cfg, groups)
+    module = meta_model(cfg, mesh)
     cast_module(module, dtype)
     materialise(module, device)
-    initialise(module, groups, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
+    initialise(module, mesh, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
     return module
 
 
-def meta_model(cfg: RunConfig, groups: ParallelGroups) -> SwitchTransformer:
+def meta_model(cfg: RunConfig, mesh: Mesh) -> SwitchTransformer:
     """The model without memory: shapes, names and tags, in fp32 on the meta device."""
     with torch.device("meta"):
         return SwitchTransformer(
             cfg.model,
             cfg.moe,
-            layers=_layer_factory(groups),
-            exchange=build_exchange(groups),
+            layers=_layer_factory(mesh),
+            exchange=build_exchange(mesh),
             recompute=cfg.train.activation_checkpointing,
         )
 
@@ -56,11 +54,11 @@ def materialise(module: nn.Module, device: torch.device | str) -> None:
         assert not list(child.named_buffers(recurse=False)), f"{type(child).__name__} has buffers; none are expected"
 
 
-def _layer_factory(groups: ParallelGroups) -> LayerFactory:
-    if groups.tp.size == 1:
+def _layer_factory(mesh: Mesh) -> LayerFactory:
+    if mesh.tp.size == 1:
         return PlainLayers()
     from parallel.layers.tensor import (
         TensorParallelLayers,  # Megatron-Core takes seconds to import and is needed here only
     )
 
-    return TensorParallelLayers(groups)
+    return TensorParallelLayers(mesh)

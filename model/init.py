@@ -25,7 +25,7 @@ from conf.routing.references import SEMANTICS, Semantics
 from conf.schema import SemanticsName
 from parallel.engine.protocol import MASTER
 from parallel.layers.sharding import ParamSpec, Shard, shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 TRUNCATED_SPREAD = 0.87962566103423978  # stddev of a standard normal cut at two sigma
 
@@ -40,17 +40,15 @@ class InitKey:
 
 
 @torch.no_grad()
-def initialise(
-    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf"
-) -> None:
+def initialise(module: nn.Module, mesh: Mesh, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf") -> None:
     """Fill every tagged parameter of `module` in place with its slice of the logical initial weights."""
     key = InitKey(seed=seed, scale=scale, row=SEMANTICS[semantics])
     for name, parameter, spec in tagged_parameters(module):
-        _fill(parameter, spec, shard_of(parameter, groups), name=name, key=key)
+        _fill(parameter, spec, shard_of(parameter, mesh), name=name, key=key)
 
 
 def initial_masters(
-    module: nn.Module, groups: ParallelGroups, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf"
+    module: nn.Module, mesh: Mesh, *, seed: int, scale: float, semantics: SemanticsName = "mesh_tf"
 ) -> Callable[[str, str], Tensor | None]:
     """The weights of `initialise` before they were rounded, as `Engine.load_state(weights_only=True)` reads them.
 
@@ -65,7 +63,7 @@ def initial_masters(
             return None
         parameter, spec = parameters[name]
         values = torch.empty(parameter.shape, dtype=torch.float32)
-        _fill(values, spec, shard_of(parameter, groups), name=name, key=key)
+        _fill(values, spec, shard_of(parameter, mesh), name=name, key=key)
         return values
 
     return read
@@ -77,7 +75,7 @@ def _fill(values: Tensor, spec: ParamSpec, shard: Shard, *, name: str, key: Init
         logical = draw(spec, shard.global_shape, name=name, expert=None, key=key)
         values.copy_(logical[shard.slices])
         return
-    assert spec.axes[0] == "experts", f"{name}: experts must be the first dim, got {spec.axes}"
+    assert spec.dims[0] == "experts", f"{name}: experts must be the first dim, got {spec.dims}"
     for local in range(shard.local_shape[0]):
         expert = shard.offsets[0] + local
         logical = draw(spec, shard.global_shape[1:], name=name, expert=expert, key=key)
@@ -103,14 +101,14 @@ def _fan_in(values: Tensor, spec: ParamSpec, key: InitKey, generator: torch.Gene
     """Linear layers, routers, experts and the relative bias."""
     row = key.row
     assert spec.fan_in is not None, f"rule fan_in without a fan_in: {spec}"
-    if "router_experts" in spec.axes and row.router_std is not None:
+    if "router_experts" in spec.dims and row.router_std is not None:
         values.normal_(0.0, row.router_std * _beyond_kernels(key), generator=generator)
         return
-    if spec.axes == ("vocab", "embed") and row.head == "embedding":
+    if spec.dims == ("vocab", "embed") and row.head == "embedding":
         _embedding(values, spec, key, generator)
         return
     fan_in = spec.fan_in
-    if spec.axes == ("experts", "expert_ff", "embed") and row.wo_fan == "d_model":
+    if spec.dims == ("experts", "expert_ff", "embed") and row.wo_fan == "d_model":
         fan_in = values.shape[-1]
     std = math.sqrt(key.scale / fan_in)
     if row.truncation == "none" or (spec.is_expert and row.expert_kernel == "normal"):

@@ -12,7 +12,7 @@ from data.batch import StepBatch, token_masks
 from data.corpus import Corpus
 from model.t5.model import SwitchTransformer
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter, Report
 from trainer.step import to_device
 
@@ -27,7 +27,7 @@ def evaluate(
     batches: Iterable[StepBatch],
     meter: Meter,
     *,
-    groups: ParallelGroups,
+    mesh: Mesh,
     device: torch.device,
     stop_asked: Callable[[], bool] | None = None,
 ) -> Report:
@@ -44,14 +44,14 @@ def evaluate(
                 tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="eval", noise=None
             )
             meter.add(output, tensors.targets_BT, None)
-    return meter.reduce(groups)
+    return meter.reduce(mesh)
 
 
-def unigram_nats(corpus: Corpus, batches: Iterable[StepBatch], groups: ParallelGroups) -> float:
+def unigram_nats(corpus: Corpus, batches: Iterable[StepBatch], mesh: Mesh) -> float:
     """Unigram cross-entropy (nats) of the text tokens of every rank's `batches` together; the same on all ranks."""
     targets = np.concatenate([micro.targets_BT for batch in batches for micro in batch.micro])
     count = int(token_masks(targets, pieces=corpus.tokenizer.pieces).text.sum())
     nats = corpus.unigram_nats(targets) * count if count else 0.0
     # Tensor ranks hold the same tokens: both sums grow alike, and their ratio stays.
-    total, tokens = collectives.all_reduce(torch.tensor([nats, count], dtype=torch.float64), groups.control).tolist()
+    total, tokens = collectives.all_reduce(torch.tensor([nats, count], dtype=torch.float64), mesh.control).tolist()
     return total / tokens if tokens else math.nan

@@ -17,7 +17,7 @@ from model.build import build_model
 from model.t5.model import SwitchTransformer
 from parallel.engine.protocol import compute_dtype
 from parallel.layers.sharding import shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from trainer.checkpoint.reader import CheckpointReader, load_weights
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device
@@ -34,10 +34,10 @@ class LoadedRun:
     module: SwitchTransformer
     tokenizer: Tokenizer
     device: torch.device
-    groups: ParallelGroups
+    mesh: Mesh
 
 
-def locate(path: Path, groups: ParallelGroups, *, field: str = "RUN") -> tuple[RunDir, Path]:
+def locate(path: Path, mesh: Mesh, *, field: str = "RUN") -> tuple[RunDir, Path]:
     """The run folder and the checkpoint that `path` names: a run folder (newest whole one) or one checkpoint in it.
 
     Collective. Raises ConfigError naming `field` for another folder, CheckpointError for a run without checkpoints.
@@ -50,7 +50,7 @@ def locate(path: Path, groups: ParallelGroups, *, field: str = "RUN") -> tuple[R
         raise ConfigError(
             field, got=str(path), needs="a run folder or one of its checkpoints", hint="a folder below runs/"
         )
-    store = CheckpointStore(run.checkpoints, groups, lock=False)
+    store = CheckpointStore(run.checkpoints, mesh, lock=False)
     newest = store.latest_valid()
     if newest is None:
         raise CheckpointError(f"{run.checkpoints} holds no checkpoint yet; train first or name another run")
@@ -73,12 +73,12 @@ def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     """Load a run's weights in its precision at one process, whatever layout wrote them; every file is verified."""
     run, checkpoint = locate(path, single_process())
     cfg = single_process_config(compose.load(run.config, overrides=overrides), run)
-    groups = single_process()
+    mesh = single_process()
     device = local_device(cfg)
-    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
+    module = build_model(cfg, mesh, device=device, dtype=compute_dtype(cfg.train.precision))
     reader = CheckpointReader(checkpoint)
-    reader.check_names({name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(module)})
-    load_weights(module, reader, groups)
+    reader.check_names({name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(module)})
+    load_weights(module, reader, mesh)
     module.eval()
     tokenizer = Tokenizer.from_file(run.tokenizer, sentinels=cfg.data.sentinels)
-    return LoadedRun(cfg=cfg, run=run, reader=reader, module=module, tokenizer=tokenizer, device=device, groups=groups)
+    return LoadedRun(cfg=cfg, run=run, reader=reader, module=module, tokenizer=tokenizer, device=device, mesh=mesh)

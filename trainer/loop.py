@@ -30,7 +30,7 @@ class Loop:
         self.first: Report | None = None  # evaluation before the first step of the run
         self.last: Report | None = None  # newest evaluation
         self._saved_step = state.step
-        self._throughput = Throughput(session.cfg, session.groups, session.device)
+        self._throughput = Throughput(session.cfg, session.mesh, session.device)
 
     def run(self) -> Ending:
         """Train to the limit or to a stop request; ends with an evaluation and a checkpoint."""
@@ -76,7 +76,7 @@ class Loop:
             lr=lr,
             stop=self.stop.requested,
             cfg=cfg,
-            groups=session.groups,
+            mesh=session.mesh,
             device=session.device,
         )
         self._report_save(session.store.poll())
@@ -89,7 +89,7 @@ class Loop:
         return counts.stop
 
     def _log_step(self, meter: Meter, *, lr: float, grad_norm: float, epoch: float) -> None:
-        report = meter.reduce(self.session.groups)
+        report = meter.reduce(self.session.mesh)
         metrics = flat_metrics("train", report) | {
             "train/lr": lr,
             "train/grad_norm": grad_norm,
@@ -113,9 +113,9 @@ class Loop:
                 session.module,
                 session.validation_batches(),
                 session.new_meter(),
-                groups=session.groups,
+                mesh=session.mesh,
                 device=session.device,
-                stop_asked=lambda: any_rank(self.stop.requested, session.groups),
+                stop_asked=lambda: any_rank(self.stop.requested, session.mesh),
             )
         except EvaluationStopped:
             return True

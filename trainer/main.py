@@ -67,10 +67,10 @@ def _train(overrides: list[str]) -> int:
         torch.set_num_threads(cfg.launch.threads_per_rank)
     try:
         with noted():
-            groups = init_groups(cfg.parallel)
+            mesh = init_groups(cfg.parallel)
             from trainer.run import run_training
 
-            return run_training(cfg, groups)
+            return run_training(cfg, mesh)
     finally:
         destroy_groups()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from launch.process import noted
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
@@ -29,22 +29,20 @@ from trainer.session import Session, build_session
 from trainer.signals import StopRequest
 
 
-def run_training(cfg: RunConfig, groups: ParallelGroups) -> int:
+def run_training(cfg: RunConfig, mesh: Mesh) -> int:
     """Build, resume, train, summarise. Returns the process's exit code."""
     stop = StopRequest()
     stop.install()
-    run = open_run_dir(cfg, groups)
-    store = CheckpointStore(run.checkpoints, groups, keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every)
+    run = open_run_dir(cfg, mesh)
+    store = CheckpointStore(run.checkpoints, mesh, keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every)
     try:
-        session, state, notes = _open(cfg, groups, run, store)
+        session, state, notes = _open(cfg, mesh, run, store)
         return _train(session, state, notes, stop)
     finally:
         store.close()
 
 
-def _open(
-    cfg: RunConfig, groups: ParallelGroups, run: RunDir, store: CheckpointStore
-) -> tuple[Session, TrainState, list[str]]:
+def _open(cfg: RunConfig, mesh: Mesh, run: RunDir, store: CheckpointStore) -> tuple[Session, TrainState, list[str]]:
     """The session, where it stands, and what to tell about changes since the checkpoint it continues."""
     corpus = open_corpus(cfg)
     reader = _checkpoint_to_continue(cfg, store)
@@ -54,7 +52,7 @@ def _open(
         saved = reader.state["fingerprints"]
         notes = changed_settings(reader.state["config"], cfg)
         notes += check_fingerprints(saved, corpus.fingerprint, allow=cfg.train.allow_data_change)
-    session = build_session(cfg, groups, run, corpus, store)
+    session = build_session(cfg, mesh, run, corpus, store)
     make_repeatable(session.device)
     state = restore(session, reader)
 
@@ -66,12 +64,12 @@ def _open(
         run.tokenizer.write_bytes(corpus.tokenizer.model)
         write_status(run, "running", step=state.step)
 
-    on_main(begin, groups)
+    on_main(begin, mesh)
     return session, state, notes
 
 
 def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequest) -> int:
-    cfg, is_main = session.cfg, session.groups.is_main
+    cfg, is_main = session.cfg, session.mesh.is_main
     view = open_view(cfg.logging, is_main=is_main, total_steps=session.total_steps, start_step=state.step)
     loop = Loop(session, state, view, stop)
     try:
@@ -120,7 +118,7 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
         session.engine.load_state(reader.for_engine(session.shards))
         return TrainState.from_json(reader.state)
     if weights is not None:
-        origin, checkpoint = locate(Path(weights), session.groups, field="train.from_checkpoint")
+        origin, checkpoint = locate(Path(weights), session.mesh, field="train.from_checkpoint")
         source = CheckpointReader(checkpoint)
         if not session.cfg.train.allow_data_change:
             check_same_tokenizer(source, session.corpus.tokenizer.fingerprint, origin)
@@ -130,11 +128,11 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
 
 
 def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
-    cfg, groups = session.cfg, session.groups
+    cfg, mesh = session.cfg, session.mesh
     kind = f"{cfg.moe.num_experts} experts every {cfg.moe.sparse_every}" if cfg.model.moe == "switch" else "dense"
     view.say(
-        f"{session.run.root}: {cfg.model.preset} ({kind}) on {groups.world.size} ranks: tp {groups.tp.size}, "
-        f"dp {groups.dp.size}, ep {groups.ep.size}, etp {groups.etp.size}, ZeRO-{cfg.parallel.zero}, "
+        f"{session.run.root}: {cfg.model.preset} ({kind}) on {mesh.world.size} ranks: tp {mesh.tp.size}, "
+        f"dp {mesh.dp.size}, ep {mesh.ep.size}, etp {mesh.etp.size}, ZeRO-{cfg.parallel.zero}, "
         f"{cfg.train.precision}, {session.device.type}"
     )
     if finished(cfg.train, state):
@@ -156,10 +154,10 @@ def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
         session.module,
         session.validation_batches(shuffled_inputs=True),
         session.new_meter(),
-        groups=session.groups,
+        mesh=session.mesh,
         device=session.device,
     )
-    unigram = unigram_nats(session.corpus, session.validation_batches(), session.groups)
+    unigram = unigram_nats(session.corpus, session.validation_batches(), session.mesh)
     last = loop.last
     first_loss = loop.first.loss if loop.first else logged_loss(session.run.metrics, step=0)
     session.log.write(loop.state.step, closing_metrics(last, shuffled, unigram))

@@ -11,7 +11,7 @@ from typing import Literal
 from conf import compose
 from conf.schema import RunConfig
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
 
 Ending = Literal["done", "stopped"]
@@ -54,11 +54,11 @@ def default_name(cfg: RunConfig) -> str:
     return f"{cfg.model.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def open_run_dir(cfg: RunConfig, groups: ParallelGroups) -> RunDir:
+def open_run_dir(cfg: RunConfig, mesh: Mesh) -> RunDir:
     """Create the folder (collective). Rank 0 names it, so that all ranks agree although their clocks may not."""
-    name = cfg.name or collectives.broadcast_object(default_name(cfg), groups.control)
+    name = cfg.name or collectives.broadcast_object(default_name(cfg), mesh.control)
     run = RunDir(root=Path(cfg.runs_dir).expanduser() / name)
-    on_main(lambda: run.checkpoints.mkdir(parents=True, exist_ok=True), groups)
+    on_main(lambda: run.checkpoints.mkdir(parents=True, exist_ok=True), mesh)
     return run
 
 

@@ -16,7 +16,7 @@ from model.t5.model import SwitchTransformer
 from parallel.engine.deepspeed import build_engine
 from parallel.engine.protocol import Engine, compute_dtype
 from parallel.layers.sharding import Shard, shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device
 from trainer.report.log import RunLog
@@ -35,7 +35,7 @@ class Session:
     """One run on one rank."""
 
     cfg: RunConfig
-    groups: ParallelGroups
+    mesh: Mesh
     device: torch.device
     run: RunDir
     corpus: Corpus
@@ -65,8 +65,8 @@ class Session:
             self.corpus,
             self.cfg,
             split="train",
-            dp_rank=self.groups.dp.rank,
-            dp_size=self.groups.dp.size,
+            dp_rank=self.mesh.dp.rank,
+            dp_size=self.mesh.dp.size,
             start_step=start_step,
         )
 
@@ -76,8 +76,8 @@ class Session:
             self.corpus,
             self.cfg,
             split="validation",
-            dp_rank=self.groups.dp.rank,
-            dp_size=self.groups.dp.size,
+            dp_rank=self.mesh.dp.rank,
+            dp_size=self.mesh.dp.size,
             shuffled_inputs=shuffled_inputs,
         )
 
@@ -98,27 +98,25 @@ class Session:
             self.log.close()
 
 
-def build_initialised(cfg: RunConfig, groups: ParallelGroups, device: torch.device) -> Engine:
+def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engine:
     """Model and engine with initial weights; the fp32 masters are not rounded to the compute dtype."""
-    module = build_model(cfg, groups, device=device, dtype=compute_dtype(cfg.train.precision))
-    engine = build_engine(module, cfg, groups)
+    module = build_model(cfg, mesh, device=device, dtype=compute_dtype(cfg.train.precision))
+    engine = build_engine(module, cfg, mesh)
     if compute_dtype(cfg.train.precision) != torch.float32:
         # The engine copied its masters from weights that are rounded already.
-        exact = initial_masters(module, groups, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
+        exact = initial_masters(module, mesh, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
         engine.load_state(exact, weights_only=True)
     return engine
 
 
-def build_session(
-    cfg: RunConfig, groups: ParallelGroups, run: RunDir, corpus: Corpus, store: CheckpointStore
-) -> Session:
+def build_session(cfg: RunConfig, mesh: Mesh, run: RunDir, corpus: Corpus, store: CheckpointStore) -> Session:
     """Model and engine on top of groups and data. The log is opened by the caller, who knows where the run resumes."""
     device = local_device(cfg)
-    engine = build_initialised(cfg, groups, device)
-    shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(engine.module)}
+    engine = build_initialised(cfg, mesh, device)
+    shards = {name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(engine.module)}
     return Session(
         cfg=cfg,
-        groups=groups,
+        mesh=mesh,
         device=device,
         run=run,
         corpus=corpus,

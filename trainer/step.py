@@ -17,7 +17,7 @@ from data.batch import MicroBatch, StepBatch
 from model.losses import LossScale, micro_batch_loss
 from parallel.engine.protocol import Engine
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.rng import NoiseKey
 from trainer.report.metrics import Meter
 
@@ -55,7 +55,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> TensorBatch:
     )
 
 
-def count_tokens(batch: StepBatch, groups: ParallelGroups, *, stop: bool = False) -> StepCounts:
+def count_tokens(batch: StepBatch, mesh: Mesh, *, stop: bool = False) -> StepCounts:
     """Sum real tokens over the global batch on the control group: plain host numbers, no device sync.
 
     Tensor ranks hold the same sequences, hence the division by tp. Every rank learns of a stop request here.
@@ -64,11 +64,11 @@ def count_tokens(batch: StepBatch, groups: ParallelGroups, *, stop: bool = False
     counts[0] = sum(int((micro.targets_BT != 0).sum()) for micro in batch.micro)
     counts[1] = sum(int((micro.encoder_tokens_BL != 0).sum()) for micro in batch.micro)
     counts[2] = float(stop)
-    collectives.all_reduce(counts, groups.control)
+    collectives.all_reduce(counts, mesh.control)
     targets, encoder, stops = counts.tolist()
     return StepCounts(
-        target_tokens=round(targets / groups.tp.size),
-        encoder_tokens=round(encoder / groups.tp.size),
+        target_tokens=round(targets / mesh.tp.size),
+        encoder_tokens=round(encoder / mesh.tp.size),
         stop=stops > 0,
     )
 
@@ -80,7 +80,7 @@ def run_micro_batches(
     meter: Meter,
     *,
     cfg: RunConfig,
-    groups: ParallelGroups,
+    mesh: Mesh,
     device: torch.device,
 ) -> None:
     """Forward and backward of every micro-batch (ADR 002)."""
@@ -88,7 +88,7 @@ def run_micro_batches(
         target_tokens=max(counts.target_tokens, 1),
         encoder_tokens=max(counts.encoder_tokens, 1),
         decoder_tokens=max(counts.target_tokens, 1),
-        replicas=groups.dp.size * len(batch.micro),
+        replicas=mesh.dp.size * len(batch.micro),
     )
     for micro in batch.micro:
         tensors = to_device(micro, device)
@@ -101,17 +101,17 @@ def run_micro_batches(
         meter.add(output, tensors.targets_BT, parts)
 
 
-def require_finite(engine: Engine, meter: Meter, batch: StepBatch, groups: ParallelGroups) -> None:
+def require_finite(engine: Engine, meter: Meter, batch: StepBatch, mesh: Mesh) -> None:
     """Raise `NonFiniteError` on every rank, before the update, when any rank's loss or gradients are not finite."""
     healthy = meter.is_finite() and engine.gradients_finite()
     flags = torch.tensor([0.0 if healthy else 1.0], dtype=torch.float64)
-    collectives.all_reduce(flags, groups.control)
+    collectives.all_reduce(flags, mesh.control)
     if flags.item() == 0:
         return
     engine.discard_gradients()
     raise NonFiniteError(
         f"step {batch.step + 1}: the loss or a gradient is not finite on {int(flags.item())} of "
-        f"{groups.world.size} ranks{'' if healthy else ', this one among them'}; no weight was changed. "
+        f"{mesh.world.size} ranks{'' if healthy else ', this one among them'}; no weight was changed. "
         "Try a lower schedule.lr, optim.clip_norm=1.0 or train.precision=fp32: the same command with the same name= "
         "continues from the last checkpoint."
     )
@@ -125,11 +125,11 @@ def train_step(
     lr: float,
     stop: bool,
     cfg: RunConfig,
-    groups: ParallelGroups,
+    mesh: Mesh,
     device: torch.device,
 ) -> tuple[StepCounts, float]:
     """One step; returns the global token counts and the gradient norm before clipping."""
-    counts = count_tokens(batch, groups, stop=stop)
-    run_micro_batches(engine, batch, counts, meter, cfg=cfg, groups=groups, device=device)
-    require_finite(engine, meter, batch, groups)
+    counts = count_tokens(batch, mesh, stop=stop)
+    run_micro_batches(engine, batch, counts, meter, cfg=cfg, mesh=mesh, device=device)
+    require_finite(engine, meter, batch, mesh)
     return counts, engine.step(lr).grad_norm

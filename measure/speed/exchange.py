@@ -14,39 +14,39 @@ from measure.speed.step import clock_in_step
 from measure.speed.timing import compare
 from parallel.engine.protocol import compute_dtype
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 
-def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:
+def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
     """A row for the buffers of each stack."""
     cfg = settings.cfg
-    assert groups.ep.size > 1, "no expert buffer leaves its rank"
-    for stack, shape in buffer_shapes(cfg, groups).items():
+    assert mesh.ep.size > 1, "no expert buffer leaves its rank"
+    for stack, shape in buffer_shapes(cfg, mesh).items():
         sent = torch.randn(shape, device=settings.device).to(compute_dtype(cfg.train.precision))
         received = torch.empty_like(sent)
         comparison = compare(
-            lambda sent=sent: collectives.all_to_all(sent, groups.ep),
+            lambda sent=sent: collectives.all_to_all(sent, mesh.ep),
             lambda sent=sent, received=received: received.copy_(sent),
-            clock=clock_in_step(groups, settings.device),
+            clock=clock_in_step(mesh, settings.device),
             rounds=settings.rounds,
             repeats=10,
         )
-        leaving = sent.nbytes * (groups.ep.size - 1) / groups.ep.size
+        leaving = sent.nbytes * (mesh.ep.size - 1) / mesh.ep.size
         yield Row(
             benchmark="exchange",
-            case=f"all-to-all, {stack} buffer {list(shape)}, {groups.ep.size} ranks",
+            case=f"all-to-all, {stack} buffer {list(shape)}, {mesh.ep.size} ranks",
             peer="copy of the same bytes",
             comparison=comparison,
             numbers={"MiB": sent.nbytes / 2**20, "GiB/s out of a rank": leaving / 2**30 / comparison.ours_seconds},
         )
 
 
-def buffer_shapes(cfg: RunConfig, groups: ParallelGroups) -> dict[str, tuple[int, ...]]:
+def buffer_shapes(cfg: RunConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     """[experts, groups, capacity, d_model] of one micro-batch on one rank, for each stack."""
     sequences, decoder_length = cfg.moe.group_sequences, cfg.data.decoder_length
     assert sequences is not None, "resolved"
     assert decoder_length is not None, "resolved"
-    count = micro_batch_size(cfg) // (sequences * (groups.tp.size // groups.etp.size))
+    count = micro_batch_size(cfg) // (sequences * (mesh.tp.size // mesh.etp.size))
     return {
         stack: (
             cfg.moe.num_experts,

@@ -13,9 +13,9 @@ from launch.process import die_with_parent, guarded, noted, world_from_environme
 from measure.speed import exchange, step
 from measure.speed.result import Row
 from measure.speed.setup import Settings
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
-BENCHMARKS: dict[str, Callable[[Settings, ParallelGroups], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Settings, Mesh], Iterator[Row]]] = {
     "step": step.run,
     "exchange": exchange.run,
 }
@@ -38,12 +38,12 @@ def _measure(what: str, out: str, rounds: str, threads: str, *, overrides: tuple
     cfg = compose(overrides, world=world_from_environment())
     try:
         with noted():
-            groups = init_groups(cfg.parallel)
+            mesh = init_groups(cfg.parallel)
             device = local_device(cfg)
             make_repeatable(device)  # as in a training run
             settings = Settings(cfg=cfg, overrides=overrides, device=device, rounds=int(rounds), threads=int(threads))
-            rows = [row.to_json() for row in BENCHMARKS[what](settings, groups)]
-            if groups.is_main:
+            rows = [row.to_json() for row in BENCHMARKS[what](settings, mesh)]
+            if mesh.is_main:
                 Path(out).write_text(json.dumps(rows), encoding="utf-8")
     finally:
         destroy_groups()

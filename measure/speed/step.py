@@ -20,19 +20,19 @@ from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
 from trainer.report.throughput import peak_flops
 from trainer.session import build_initialised, layer_names
 from trainer.step import train_step
 
 
-def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:
+def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
     """One row, the same on every rank but for the clock."""
     cfg = settings.cfg
-    twin = dense_twin(settings.overrides, world=groups.world.size)
-    works = [step_work(each, groups, settings.device) for each in (cfg, twin)]
-    clock = clock_in_step(groups, settings.device)
+    twin = dense_twin(settings.overrides, world=mesh.world.size)
+    works = [step_work(each, mesh, settings.device) for each in (cfg, twin)]
+    clock = clock_in_step(mesh, settings.device)
     comparison = compare(*works, clock=clock, rounds=settings.rounds, repeats=1)
     assert cfg.data.decoder_length is not None, "resolved"
     tokens = cfg.train.global_batch * (cfg.data.encoder_length + cfg.data.decoder_length)
@@ -44,11 +44,11 @@ def run(settings: Settings, groups: ParallelGroups) -> Iterator[Row]:
     }
     peak = peak_flops(settings.device)
     if peak is not None:
-        numbers["MFU against the bf16 peak"] = flops / groups.world.size / peak
-    layout = f"tp {groups.tp.size}, dp {groups.dp.size}, ep {groups.ep.size}, ZeRO-{cfg.parallel.zero}"
+        numbers["MFU against the bf16 peak"] = flops / mesh.world.size / peak
+    layout = f"tp {mesh.tp.size}, dp {mesh.dp.size}, ep {mesh.ep.size}, ZeRO-{cfg.parallel.zero}"
     yield Row(
         benchmark="step",
-        case=f"{cfg.model.preset}, {cfg.moe.num_experts} experts, {groups.world.size} ranks ({layout}), "
+        case=f"{cfg.model.preset}, {cfg.moe.num_experts} experts, {mesh.world.size} ranks ({layout}), "
         f"{cfg.train.precision}",
         peer="dense twin",
         comparison=comparison,
@@ -62,14 +62,14 @@ def dense_twin(overrides: tuple[str, ...], *, world: int) -> RunConfig:
     return compose([*kept, "model.moe=dense"], world=(world, world))
 
 
-def step_work(cfg: RunConfig, groups: ParallelGroups, device: torch.device) -> Work:
+def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
     """A training step of a freshly built model, as the trainer takes it: token counts, finite check and update."""
-    engine = build_initialised(cfg, groups, device)
-    batch = synthetic_batch(cfg, dp_rank=groups.dp.rank)
+    engine = build_initialised(cfg, mesh, device)
+    batch = synthetic_batch(cfg, dp_rank=mesh.dp.rank)
 
     def work() -> object:
         meter = Meter(pieces=cfg.data.tokenizer_vocab, layer_names=layer_names(cfg))
-        return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, groups=groups, device=device)
+        return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device)
 
     return work
 
@@ -97,12 +97,12 @@ def synthetic_batch(cfg: RunConfig, *, dp_rank: int) -> StepBatch:
     return StepBatch(step=0, epoch=0.0, micro=tuple(micro))
 
 
-def clock_in_step(groups: ParallelGroups, device: torch.device) -> Clock:
+def clock_in_step(mesh: Mesh, device: torch.device) -> Clock:
     """The device's clock, started on all ranks at once."""
     seconds = clock_of(device)
 
     def timed(work: Work, repeats: int) -> float:
-        collectives.barrier(groups.control)
+        collectives.barrier(mesh.control)
         return seconds(work, repeats)
 
     return timed

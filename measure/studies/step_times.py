@@ -18,7 +18,7 @@ from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
 from parallel.engine.protocol import Engine
 from parallel.layers.sharding import shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.device import local_device
 from trainer.loading import locate, single_process_config
@@ -46,13 +46,13 @@ class StepTimes:
         return median(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
 
 
-def step_times(runs: Sequence[Path], groups: ParallelGroups, *, rounds: int, say: Callable[[str], None]) -> StepTimes:
+def step_times(runs: Sequence[Path], mesh: Mesh, *, rounds: int, say: Callable[[str], None]) -> StepTimes:
     """Load every run's newest weights and time `rounds` training steps of each, one run after the other in each round.
 
     Trained weights, because a balanced router and an untrained one fill experts differently. All runs take the same
     batches. The measured time is what a training run's `perf/step_seconds` is made of, waiting for data left out.
     """
-    steppers = {path.name: _Stepper(path, groups) for path in runs}
+    steppers = {path.name: _Stepper(path, mesh) for path in runs}
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     for turn in range(WARM_UP_ROUNDS + rounds):
         for name, stepper in steppers.items():
@@ -69,14 +69,14 @@ def step_times(runs: Sequence[Path], groups: ParallelGroups, *, rounds: int, say
 class _Stepper:
     """One run, ready to take steps from its trained weights."""
 
-    def __init__(self, path: Path, groups: ParallelGroups) -> None:
-        run, checkpoint = locate(path, groups)
-        self.groups = groups
+    def __init__(self, path: Path, mesh: Mesh) -> None:
+        run, checkpoint = locate(path, mesh)
+        self.mesh = mesh
         self.cfg = single_process_config(load(run.config), run)
         self.device = local_device(self.cfg)
         self.corpus: Corpus = open_corpus(self.cfg)
-        self.engine: Engine = build_initialised(self.cfg, groups, self.device)
-        shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(self.engine.module)}
+        self.engine: Engine = build_initialised(self.cfg, mesh, self.device)
+        shards = {name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(self.engine.module)}
         self.engine.load_state(CheckpointReader(checkpoint).for_engine(shards), weights_only=True)
         self._batches = build_loader(self.corpus, self.cfg, split="train", dp_rank=0, dp_size=1)
 
@@ -88,7 +88,7 @@ class _Stepper:
         gc.collect()
         self._wait()
         began = time.perf_counter()
-        train_step(self.engine, batch, meter, lr=0.0, stop=False, cfg=self.cfg, groups=self.groups, device=self.device)
+        train_step(self.engine, batch, meter, lr=0.0, stop=False, cfg=self.cfg, mesh=self.mesh, device=self.device)
         self._wait()
         return time.perf_counter() - began
 

@@ -12,7 +12,7 @@ from conf.schema import RunConfig
 from model.losses import LossParts
 from model.t5.model import ModelOutput
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
 from trainer.session import layer_names
 
@@ -59,14 +59,14 @@ class Tally(Meter):
             new = torch.stack(rows)
             self._layer_sums = new if self._layer_sums is None else self._layer_sums + new
 
-    def numbers(self, groups: ParallelGroups) -> StepNumbers:
+    def numbers(self, mesh: Mesh) -> StepNumbers:
         """What the trainer would log of the step, and the layers' sums. Collective over dp."""
-        report = self.reduce(groups)
+        report = self.reduce(mesh)
         assert self._entered is not None, "nothing was added"
-        entered = float(collectives.all_reduce(self._entered.clone(), groups.dp))
+        entered = float(collectives.all_reduce(self._entered.clone(), mesh.dp))
         sums: list[list[float]] = []
         if self._layer_sums is not None:
-            sums = collectives.all_reduce(self._layer_sums, groups.dp).tolist()
+            sums = collectives.all_reduce(self._layer_sums, mesh.dp).tolist()
         return StepNumbers(
             loss=report.loss,
             entered=entered,

@@ -17,7 +17,7 @@ from measure.verify.rows import Rows, rows_of_noise
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.session import layer_names
 
 
@@ -42,14 +42,14 @@ class Recorder:
         self,
         module: nn.Module,
         cfg: RunConfig,
-        groups: ParallelGroups,
+        mesh: Mesh,
         given: GivenLogits | None,
         rows: Rows = rows_of_noise,
     ) -> None:
         """`given`: logits to decide by in place of the layers' own; None: their own."""
         assert isinstance(module, SwitchTransformer)
         self._sequences = cfg.moe.group_sequences or 1
-        self._tp_rank = groups.tp.rank
+        self._tp_rank = mesh.tp.rank
         self._rows_B: Tensor | None = None
         self._given, self._rows = given, rows
         self.decisions: list[Decision] = []

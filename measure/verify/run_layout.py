@@ -32,7 +32,7 @@ from model.t5.model import SwitchTransformer
 from parallel.engine.protocol import MASTER, Engine, StateTensor, StepResult
 from parallel.layers.sharding import Shard, replica_axis, shard_of, spec_of, tagged_parameters
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.optim.parameters import is_counted, replica_axes
 from parallel.rng import NoiseKey
 from trainer.session import build_initialised, layer_names
@@ -71,7 +71,7 @@ class RankRun:
     """What a test may damage before the first step."""
 
     cfg: RunConfig
-    groups: ParallelGroups
+    mesh: Mesh
     module: SwitchTransformer
     engine: Engine | None  # None in an fp64 run
 
@@ -79,10 +79,10 @@ class RankRun:
 Damage = Callable[[RankRun], AbstractContextManager[None]]  # for tests: entered before the first step, left after all
 
 
-def run_layout(task: Task, groups: ParallelGroups, device: torch.device, damage: Damage | None) -> Findings:
+def run_layout(task: Task, mesh: Mesh, device: torch.device, damage: Damage | None) -> Findings:
     """Run and compare. Collective."""
-    runner = _ExactRunner(task, groups, device) if task.precision == "fp64" else _EngineRunner(task, groups, device)
-    run = RankRun(cfg=task.cfg, groups=groups, module=runner.module, engine=runner.engine)
+    runner = _ExactRunner(task, mesh, device) if task.precision == "fp64" else _EngineRunner(task, mesh, device)
+    run = RankRun(cfg=task.cfg, mesh=mesh, module=runner.module, engine=runner.engine)
     with damage(run) if damage else nullcontext():
         runner.compare_initial()
         for step in range(task.steps):
@@ -96,12 +96,10 @@ def run_layout(task: Task, groups: ParallelGroups, device: torch.device, damage:
 class _Runner(ABC):
     """What both kinds of run share: the reference of the present step and the ledger."""
 
-    def __init__(
-        self, task: Task, groups: ParallelGroups, device: torch.device, module: nn.Module, engine: Engine | None
-    ) -> None:
+    def __init__(self, task: Task, mesh: Mesh, device: torch.device, module: nn.Module, engine: Engine | None) -> None:
         assert isinstance(module, SwitchTransformer)
         self.engine = engine
-        self.task, self.cfg, self.groups, self.device, self.module = task, task.cfg, groups, device, module
+        self.task, self.cfg, self.mesh, self.device, self.module = task, task.cfg, mesh, device, module
         self.ledger = Ledger(
             LIMITS[task.precision],
             tie=NO_TIE if task.replay else None,
@@ -112,11 +110,11 @@ class _Runner(ABC):
         given: GivenLogits | None = self._given if task.replay else None
         self.finder = RowFinder(task.cfg)
         module.register_forward_pre_hook(self._begin, with_kwargs=True)  # before those that ask for rows
-        self.recorder = Recorder(module, task.cfg, groups, given, self.finder.rows)
+        self.recorder = Recorder(module, task.cfg, mesh, given, self.finder.rows)
         self.tracer = Tracer(module, self.finder.rows)
         self.units = UnitReplay(module, task.cfg, self._given_units, self.finder.rows) if task.kinks else None
         self.parameters = {name: parameter for name, parameter, _ in tagged_parameters(module)}
-        self.shards = {name: shard_of(parameter, groups) for name, parameter in self.parameters.items()}
+        self.shards = {name: shard_of(parameter, mesh) for name, parameter in self.parameters.items()}
         self.positions = {name: i for i, name in enumerate(self.parameters)}
         self.layers = {name: i for i, name in enumerate(layer_names(task.cfg))}
 
@@ -223,9 +221,9 @@ class _BeforeStep:
 class _EngineRunner(_Runner):
     """The trainer's own step with the engine of the layout."""
 
-    def __init__(self, task: Task, groups: ParallelGroups, device: torch.device) -> None:
-        engine = build_initialised(task.cfg, groups, device)
-        super().__init__(task, groups, device, engine.module, engine)
+    def __init__(self, task: Task, mesh: Mesh, device: torch.device) -> None:
+        engine = build_initialised(task.cfg, mesh, device)
+        super().__init__(task, mesh, device, engine.module, engine)
 
     def compare_initial(self) -> None:
         """The masters as well."""
@@ -241,20 +239,18 @@ class _EngineRunner(_Runner):
         """See `_Runner`."""
         engine, reference = self.engine, self.open(step)
         assert engine is not None
-        batch = step_batch(self.cfg, step, dp_rank=self.groups.dp.rank)
+        batch = step_batch(self.cfg, step, dp_rank=self.mesh.dp.rank)
         tally = Tally(self.cfg)
 
         def look() -> None:
-            self.compare_forward(step, reference, tally.numbers(self.groups))
+            self.compare_forward(step, reference, tally.numbers(self.mesh))
             gradients = engine.gradients()
             self.compare_gradients(step, reference, gradients)
             squares.update(self._squares(gradients))
 
         squares: dict[str, float] = {}
         lr, watched = self.cfg.schedule.lr, cast("Engine", _BeforeStep(engine, look))
-        norm = train_step(
-            watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, groups=self.groups, device=self.device
-        )[1]
+        norm = train_step(watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, mesh=self.mesh, device=self.device)[1]
         self.ledger.number("norm", norm, reference.norm, step=step)
         if self.task.precision == "bf16":
             self._compare_norms(step, reference, squares, norm)
@@ -270,9 +266,9 @@ class _EngineRunner(_Runner):
         """Sum of squares of each parameter's gradient. Copies count in proportion: none has to be singled out."""
         shares: list[Tensor] = []
         for name, gradient in gradients.items():
-            copies = self.groups.world.size * gradient.numel() / math.prod(self.shards[name].global_shape)
+            copies = self.mesh.world.size * gradient.numel() / math.prod(self.shards[name].global_shape)
             shares.append(gradient.double().square().sum() / copies)
-        summed = collectives.all_reduce(torch.stack(shares), self.groups.world)
+        summed = collectives.all_reduce(torch.stack(shares), self.mesh.world)
         return dict(zip(gradients, summed.tolist(), strict=True))
 
     def _compare_norms(self, step: int, reference: ReferenceStep, squares: dict[str, float], norm: float) -> None:
@@ -295,7 +291,7 @@ class _EngineRunner(_Runner):
         """That all copies of a weight are equal; `_compare_state` compares the owner's with the rounded master."""
         for name, parameter in self.parameters.items():
             ours = parameter.detach().float()
-            for axis in replica_axes(parameter, self.groups):
+            for axis in replica_axes(parameter, self.mesh):
                 for op in ("max", "min"):
                     self.compare_exactly(name, ours, collectives.all_reduce(ours.clone(), axis, op), step)
 
@@ -317,35 +313,35 @@ class _EngineRunner(_Runner):
 class _ExactRunner(_Runner):
     """The fp64 model without an engine: backward, and the sums over ranks that an engine must come down to."""
 
-    def __init__(self, task: Task, groups: ParallelGroups, device: torch.device) -> None:
-        module = build_model(task.cfg, groups, device=device, dtype=torch.float64)
-        super().__init__(task, groups, device, module, None)
+    def __init__(self, task: Task, mesh: Mesh, device: torch.device) -> None:
+        module = build_model(task.cfg, mesh, device=device, dtype=torch.float64)
+        super().__init__(task, mesh, device, module, None)
 
     def step(self, step: int) -> None:
         """See `_Runner`. Weights stay as they are; steps differ in batch and noise."""
         reference = self.open(step)
-        batch = step_batch(self.cfg, step, dp_rank=self.groups.dp.rank)
+        batch = step_batch(self.cfg, step, dp_rank=self.mesh.dp.rank)
         tally = Tally(self.cfg)
         self._run_micro_batches(batch, tally)
-        self.compare_forward(step, reference, tally.numbers(self.groups))
+        self.compare_forward(step, reference, tally.numbers(self.mesh))
         gradients: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
-            gradients[name] = collectives.all_reduce(grad, replica_axis(parameter, self.groups)) / self.groups.dp.size
+            gradients[name] = collectives.all_reduce(grad, replica_axis(parameter, self.mesh)) / self.mesh.dp.size
         self.compare_gradients(step, reference, gradients)
-        counted = [gradients[n].square().sum() for n, p in self.parameters.items() if is_counted(p, self.groups)]
+        counted = [gradients[n].square().sum() for n, p in self.parameters.items() if is_counted(p, self.mesh)]
         total = torch.stack([torch.zeros((), dtype=torch.float64, device=self.device), *counted]).sum().reshape(1)
-        collectives.all_reduce(total, self.groups.world)
+        collectives.all_reduce(total, self.mesh.world)
         self.ledger.number("norm", float(total.sqrt()), reference.norm, step=step)
         self.module.zero_grad()
 
     def _run_micro_batches(self, batch: StepBatch, tally: Tally) -> None:
-        counts = count_tokens(batch, self.groups)
+        counts = count_tokens(batch, self.mesh)
         scale = LossScale(
             target_tokens=counts.target_tokens,
             encoder_tokens=counts.encoder_tokens,
             decoder_tokens=counts.target_tokens,
-            replicas=self.groups.dp.size * len(batch.micro),
+            replicas=self.mesh.dp.size * len(batch.micro),
         )
         for micro in batch.micro:
             assert len(micro.rows_B) == micro_batch_size(self.cfg)

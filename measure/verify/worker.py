@@ -83,9 +83,9 @@ def _run(rank: int, message: Mapping[str, Any], damage: Damage | None) -> dict[s
     make_repeatable(device)  # as in training: a replay must be the same run
     join_world(task.cfg.parallel, rank=rank, world=world, store=message["store"])
     try:
-        groups = init_groups(task.cfg.parallel)
-        findings = run_layout(task, groups, device, damage).to_json()
-        collectives.barrier(groups.control, what="end of a layout")
+        mesh = init_groups(task.cfg.parallel)
+        findings = run_layout(task, mesh, device, damage).to_json()
+        collectives.barrier(mesh.control, what="end of a layout")
         return findings
     finally:
         gc.collect()  # engines hold cycles, and their memory must not stay for the next layout

@@ -38,10 +38,10 @@ class ExpertBank(nn.Module):
         self.columns = model.d_ff // exchange.etp_size
         self.first_expert = exchange.ep_rank * self.num_local
         self.first_column = exchange.etp_rank * self.columns
-        into = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=model.d_model)
+        into = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=model.d_model)
         for weight in ("wi",) if model.ffn == "relu" else ("wi_0", "wi_1"):
             self.register_parameter(weight, _empty((self.num_local, model.d_model, self.columns), into))
-        out = ParamSpec(axes=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
+        out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
         self.wo = _empty((self.num_local, self.columns, model.d_model), out)
 
     def forward(self, rows_XRD: Tensor, *, capacity: int, noise: NoiseKey | None) -> Tensor:

@@ -35,7 +35,7 @@ class Router(nn.Module):
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
-        spec = ParamSpec(axes=("embed", "router_experts"), keep_fp32=True, fan_in=d_model)
+        spec = ParamSpec(dims=("embed", "router_experts"), keep_fp32=True, fan_in=d_model)
         self.weight = tag(nn.Parameter(torch.empty(d_model, num_experts)), spec)
 
 

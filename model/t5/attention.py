@@ -38,10 +38,10 @@ class Attention(nn.Module):
         self.first_head = self.heads * layers.tp_rank
         d, inner = cfg.d_model, cfg.num_heads * cfg.d_kv
         # T5 folds the missing 1 / sqrt(d_kv) into the initialisation of q.
-        self.q = layers.column_linear(d, inner, ParamSpec(axes=("heads", "embed"), fan_in=d * cfg.d_kv))
-        self.k = layers.column_linear(d, inner, ParamSpec(axes=("heads", "embed"), fan_in=d))
-        self.v = layers.column_linear(d, inner, ParamSpec(axes=("heads", "embed"), fan_in=d))
-        self.o = layers.row_linear(inner, d, ParamSpec(axes=("embed", "heads"), fan_in=inner))
+        self.q = layers.column_linear(d, inner, ParamSpec(dims=("heads", "embed"), fan_in=d * cfg.d_kv))
+        self.k = layers.column_linear(d, inner, ParamSpec(dims=("heads", "embed"), fan_in=d))
+        self.v = layers.column_linear(d, inner, ParamSpec(dims=("heads", "embed"), fan_in=d))
+        self.o = layers.row_linear(inner, d, ParamSpec(dims=("embed", "heads"), fan_in=inner))
 
     def keys_values(self, memory_BMD: Tensor) -> KeyValues:
         """Project what is attended to: the sublayer's own input, or the encoder's output."""

@@ -53,8 +53,8 @@ FEED_FORWARD = {"relu": ReluFeedForward, "gated_gelu": GatedGeluFeedForward}
 
 
 def _in_spec(cfg: ModelConfig) -> ParamSpec:
-    return ParamSpec(axes=("ff", "embed"), fan_in=cfg.d_model)
+    return ParamSpec(dims=("ff", "embed"), fan_in=cfg.d_model)
 
 
 def _out_spec(cfg: ModelConfig) -> ParamSpec:
-    return ParamSpec(axes=("embed", "ff"), fan_in=cfg.d_ff)
+    return ParamSpec(dims=("embed", "ff"), fan_in=cfg.d_ff)

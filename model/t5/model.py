@@ -52,7 +52,7 @@ class SwitchTransformer(nn.Module):
         super().__init__()
         self.config, self.factory = model, layers
         rows = padded_vocab_size(model.vocab_size)
-        embedding = ParamSpec(axes=("vocab", "embed"), init="embedding")
+        embedding = ParamSpec(dims=("vocab", "embed"), init="embedding")
         self.shared = self.encoder_embedding = self.decoder_embedding = None
         if model.share_embeddings:
             self.shared = layers.embedding(rows, model.d_model, embedding)
@@ -64,7 +64,7 @@ class SwitchTransformer(nn.Module):
         self.decoder = Stack(model, moe, name="decoder", layers=layers, exchange=exchange, recompute=recompute)
         self.lm_head = None
         if not model.tie_embeddings:
-            head = ParamSpec(axes=("vocab", "embed"), fan_in=model.d_model)
+            head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)
             self.lm_head = layers.column_linear(model.d_model, rows, head)
 
     def forward(

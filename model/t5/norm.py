@@ -18,7 +18,7 @@ class RmsNorm(nn.Module):
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
-        spec = ParamSpec(axes=("embed",), keep_fp32=True, decay=False, init="ones")
+        spec = ParamSpec(dims=("embed",), keep_fp32=True, decay=False, init="ones")
         self.weight = tag(nn.Parameter(torch.empty(width)), spec)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class RelativeBias(nn.Module):
     ) -> None:
         super().__init__()
         self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
-        spec = ParamSpec(axes=("buckets", "heads"), fan_in=d_model)
+        spec = ParamSpec(dims=("buckets", "heads"), fan_in=d_model)
         self.weight = tag(nn.Parameter(torch.empty(buckets, heads // tp_size)), spec)
 
     def forward(self, queries: int, keys: int, *, first_query: int = 0) -> Tensor:

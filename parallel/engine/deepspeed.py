@@ -25,7 +25,7 @@ from parallel.engine.protocol import Engine, compute_dtype
 from parallel.engine.zero import ZeroEngine
 from parallel.engine.zero0 import MastersEngine, ReducedMasters
 from parallel.layers.sharding import tagged_parameters
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.optim.adafactor import Adafactor
 from parallel.optim.masters import MasterOptimizer
 from parallel.optim.parameters import OptimGroup, build_adamw, optim_groups
@@ -33,7 +33,7 @@ from parallel.optim.parameters import OptimGroup, build_adamw, optim_groups
 BUCKET_ELEMENTS = 2**25  # gradients reduced at once; DeepSpeed's default allocates 2 GB however small the model
 
 
-def build_engine(module: nn.Module, cfg: RunConfig, groups: ParallelGroups) -> Engine:
+def build_engine(module: nn.Module, cfg: RunConfig, mesh: Mesh) -> Engine:
     """The engine of `cfg.parallel.zero` around a module on its device, cast (`cast_module`), parameters tagged.
 
     Uses the default process group; in a single process without one it makes a group of one rank, because DeepSpeed
@@ -42,18 +42,18 @@ def build_engine(module: nn.Module, cfg: RunConfig, groups: ParallelGroups) -> E
     """
     _check(module, cfg)
     _prepare_process(on_gpu=next(module.parameters()).is_cuda)
-    process_groups = ProcessGroups(groups)
-    has_experts = mark_parameters(module, groups)
+    process_groups = ProcessGroups(mesh)
+    has_experts = mark_parameters(module, mesh)
     if has_experts:
         register_expert_groups(process_groups)
     found = optim_groups(module, cfg.optim.weight_decay)
     if cfg.parallel.zero == 0:
-        optimizer = _build_masters(found, cfg, groups)
+        optimizer = _build_masters(found, cfg, mesh)
         engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
         return MastersEngine(module, engine, optimizer, accumulation=cfg.train.accumulation)
-    adamw = build_adamw(_zero_groups(found, groups), cfg.optim)
+    adamw = build_adamw(_zero_groups(found, mesh), cfg.optim)
     engine = _initialize(module, adamw, cfg, process_groups, has_experts=has_experts)
-    return ZeroEngine(module, engine, groups, accumulation=cfg.train.accumulation)
+    return ZeroEngine(module, engine, mesh, accumulation=cfg.train.accumulation)
 
 
 def _check(module: nn.Module, cfg: RunConfig) -> None:
@@ -85,14 +85,14 @@ def _prepare_process(*, on_gpu: bool) -> None:
     logger.setLevel(logging.WARNING)
 
 
-def _build_masters(found: list[OptimGroup], cfg: RunConfig, mesh: ParallelGroups) -> MasterOptimizer:
+def _build_masters(found: list[OptimGroup], cfg: RunConfig, mesh: Mesh) -> MasterOptimizer:
     def build(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         return build_adamw(groups, cfg.optim) if cfg.optim.name == "adamw" else Adafactor(groups, cfg.optim, mesh)
 
     return ReducedMasters(found, build, mesh, clip_norm=cfg.optim.clip_norm)
 
 
-def _zero_groups(found: list[OptimGroup], mesh: ParallelGroups) -> list[dict[str, object]]:
+def _zero_groups(found: list[OptimGroup], mesh: Mesh) -> list[dict[str, object]]:
     """Parameter groups as DeepSpeed wants them: expert groups carry `moe` and the name of their process group.
 
     bf16 groups come first: DeepSpeed takes the dtype of the first group for that of all, and sums micro-batches in

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from parallel.layers.sharding import sharded_axes, tagged_parameters
-from parallel.mesh.axes import Axis, ParallelGroups
+from parallel.mesh.axes import Axis, Mesh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ProcessGroups:
     """A real process group for every axis, also for axes of size 1, which DeepSpeed cannot do without."""
 
-    def __init__(self, mesh: ParallelGroups) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self._alone: ProcessGroup | None = None
 
@@ -38,7 +38,7 @@ class ProcessGroups:
 
 
 class MpuAdapter:
-    """What DeepSpeed calls an `mpu`: the names it asks, answered from `ParallelGroups`."""
+    """What DeepSpeed calls an `mpu`: the names it asks, answered from `Mesh`."""
 
     def __init__(self, groups: ProcessGroups) -> None:
         self._tp, self._dp = groups.mesh.tp, groups.mesh.dp
@@ -77,7 +77,7 @@ class MpuAdapter:
         return list(self._dp.ranks)
 
 
-def expert_group_name(mesh: ParallelGroups) -> str:
+def expert_group_name(mesh: Mesh) -> str:
     """The key under which DeepSpeed finds the expert groups; it parses the number out of it."""
     return f"ep_size_{mesh.ep.size}"
 
@@ -107,7 +107,7 @@ def release_groups() -> None:
     comm.cdb = None  # its backend holds the world it was made for
 
 
-def mark_parameters(module: nn.Module, mesh: ParallelGroups) -> bool:
+def mark_parameters(module: nn.Module, mesh: Mesh) -> bool:
     """Set the attributes by which DeepSpeed knows expert and tensor-parallel parameters; whether there are experts.
 
     `tensor_model_parallel` decides which tensor ranks count a gradient in the norm: all where each holds something

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from conf.errors import CheckpointError
 from parallel.engine.protocol import STEP
 from parallel.layers.sharding import replica_axis
-from parallel.mesh.axes import Axis, ParallelGroups
+from parallel.mesh.axes import Axis, Mesh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,12 +23,12 @@ class StateItem:
     nbytes: int
     dims: tuple[int, ...] | None = None
 
-    def axis(self, mesh: ParallelGroups) -> Axis:
+    def axis(self, mesh: Mesh) -> Axis:
         """The axis along which ranks hold copies or pieces of the shard."""
         return replica_axis(self.parameter, mesh)
 
 
-def assign_owners(items: Iterable[StateItem], mesh: ParallelGroups) -> list[tuple[StateItem, int]]:
+def assign_owners(items: Iterable[StateItem], mesh: Mesh) -> list[tuple[StateItem, int]]:
     """Every item, in order, with the rank along its axis that owns it: largest first to the least loaded.
 
     A function of sizes and order alone, so that all ranks of an axis agree without talking.

@@ -15,14 +15,14 @@ from parallel.engine.owners import StateItem, assign_owners, read_required, read
 from parallel.engine.protocol import MASTER, STEP, StateTensor, StepResult
 from parallel.layers.sharding import replica_axis, tagged_parameters
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.optim.parameters import fresh_state, is_first_tensor_copy
 
 
 class ZeroEngine(Driver):
     """`Engine` at ZeRO 1 and 2."""
 
-    def __init__(self, module: nn.Module, engine: Any, mesh: ParallelGroups, *, accumulation: int) -> None:
+    def __init__(self, module: nn.Module, engine: Any, mesh: Mesh, *, accumulation: int) -> None:
         super().__init__(module, engine, accumulation=accumulation)
         self._mesh = mesh
         self._zero = engine.optimizer
@@ -119,7 +119,7 @@ class ZeroEngine(Driver):
         return {MASTER: master} | {kind: value for kind, value in moments.items() if kind != STEP}
 
 
-def _locate(module: nn.Module, zero: Any, mesh: ParallelGroups) -> list[FlatParameter]:
+def _locate(module: nn.Module, zero: Any, mesh: Mesh) -> list[FlatParameter]:
     """Every trained parameter's place, in model order."""
     names = {parameter: name for name, parameter, _ in tagged_parameters(module)}
     found: dict[str, FlatParameter] = {}

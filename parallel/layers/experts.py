@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.collectives import all_gather, all_to_all, copy_to, gather_from, reduce_from, scatter_to
 
 
@@ -96,11 +96,11 @@ class LocalExchange:
 class MeshExchange:
     """The exchange of a run with ranks; each step along an axis of size 1 costs nothing."""
 
-    def __init__(self, groups: ParallelGroups) -> None:
-        self._ep, self._etp, self._tp = groups.ep, groups.etp, groups.tp
-        self.ep_size, self.ep_rank = groups.ep.size, groups.ep.rank
-        self.etp_size, self.etp_rank = groups.etp.size, groups.etp.rank
-        self.group_shards = groups.tp.size // groups.etp.size
+    def __init__(self, mesh: Mesh) -> None:
+        self._ep, self._etp, self._tp = mesh.ep, mesh.etp, mesh.tp
+        self.ep_size, self.ep_rank = mesh.ep.size, mesh.ep.rank
+        self.etp_size, self.etp_rank = mesh.etp.size, mesh.etp.rank
+        self.group_shards = mesh.tp.size // mesh.etp.size
 
     def enter(self, x: Tensor) -> Tensor:
         """See `ExpertExchange`."""
@@ -136,7 +136,7 @@ class MeshExchange:
         return all_gather(rows_G, self._ep).flatten()
 
 
-def build_exchange(groups: ParallelGroups) -> ExpertExchange:
+def build_exchange(mesh: Mesh) -> ExpertExchange:
     """The exchange of this rank's layout: local when no axis that experts see is cut."""
-    whole = groups.ep.size == 1 and groups.etp.size == 1 and groups.tp.size == 1
-    return LocalExchange() if whole else MeshExchange(groups)
+    whole = mesh.ep.size == 1 and mesh.etp.size == 1 and mesh.tp.size == 1
+    return LocalExchange() if whole else MeshExchange(mesh)

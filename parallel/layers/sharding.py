@@ -1,4 +1,4 @@
-"""Logical axis names of parameters and the one table that maps them to mesh axes.
+"""Logical names of the dims of parameters and the one table that maps them to mesh axes.
 
 Sharding, initialisation, checkpoints, gradient norms and the engine's parameter groups all read the tag that
 `tag` puts on a parameter; nothing guesses from names or shapes.
@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from parallel.mesh.axes import Axis, ParallelGroups
+from parallel.mesh.axes import Axis, Mesh
 
-LogicalAxis = Literal["vocab", "embed", "heads", "ff", "experts", "expert_ff", "buckets", "router_experts"]
+LogicalDim = Literal["vocab", "embed", "heads", "ff", "experts", "expert_ff", "buckets", "router_experts"]
 
-# Logical axis -> mesh axis that shards it; an axis that is not here is whole on every rank.
+# Logical dim -> mesh axis that shards it; a dim that is not here is whole on every rank.
 RULES: dict[str, Literal["tp", "ep", "etp"]] = {
     "vocab": "tp",
     "heads": "tp",
@@ -31,7 +31,7 @@ RULES: dict[str, Literal["tp", "ep", "etp"]] = {
 class ParamSpec:
     """What a parameter is, independent of any layout."""
 
-    axes: tuple[LogicalAxis, ...]  # one per dim
+    dims: tuple[LogicalDim, ...]  # one per dim
     keep_fp32: bool = False  # stays fp32 in mixed precision (router and norm weights)
     decay: bool = True  # takes weight decay
     fan_in: int | None = None  # of the initialisation; None: special case of the initialiser
@@ -40,7 +40,7 @@ class ParamSpec:
     @property
     def is_expert(self) -> bool:
         """Whether the parameter belongs to an expert (reduced over edp instead of dp)."""
-        return "experts" in self.axes
+        return "experts" in self.dims
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +58,8 @@ class Shard:
 
 
 def tag(parameter: nn.Parameter, spec: ParamSpec) -> nn.Parameter:
-    """Attach `spec`; returns the parameter. Raises if the number of axes and of dims differ."""
-    assert len(spec.axes) == parameter.dim(), f"{spec.axes} for a tensor of shape {tuple(parameter.shape)}"
+    """Attach `spec`; returns the parameter. Raises if names and dims differ in number."""
+    assert len(spec.dims) == parameter.dim(), f"{spec.dims} for a tensor of shape {tuple(parameter.shape)}"
     parameter.pointsman = spec  # type: ignore[attr-defined]
     return parameter
 
@@ -71,30 +71,30 @@ def spec_of(parameter: Tensor) -> ParamSpec:
     return spec
 
 
-def mesh_axis(groups: ParallelGroups, logical: LogicalAxis) -> Axis | None:
-    """The mesh axis that shards a logical axis, or None."""
-    return {"tp": groups.tp, "ep": groups.ep, "etp": groups.etp}[RULES[logical]] if logical in RULES else None
+def mesh_axis(mesh: Mesh, logical: LogicalDim) -> Axis | None:
+    """The mesh axis that shards a logical dim, or None."""
+    return {"tp": mesh.tp, "ep": mesh.ep, "etp": mesh.etp}[RULES[logical]] if logical in RULES else None
 
 
-def shard_of(parameter: Tensor, groups: ParallelGroups) -> Shard:
+def shard_of(parameter: Tensor, mesh: Mesh) -> Shard:
     """Where this rank's local parameter lies in its logical tensor."""
     sizes, offsets = [], []
-    for logical, n in zip(spec_of(parameter).axes, parameter.shape, strict=True):
-        axis = mesh_axis(groups, logical)
+    for logical, n in zip(spec_of(parameter).dims, parameter.shape, strict=True):
+        axis = mesh_axis(mesh, logical)
         sizes.append(n * axis.size if axis else n)
         offsets.append(n * axis.rank if axis else 0)
     return Shard(global_shape=tuple(sizes), offsets=tuple(offsets), local_shape=tuple(parameter.shape))
 
 
-def sharded_axes(parameter: Tensor, groups: ParallelGroups) -> tuple[Axis, ...]:
+def sharded_axes(parameter: Tensor, mesh: Mesh) -> tuple[Axis, ...]:
     """Mesh axes (of size above 1) over which the parameter is cut: sums over the logical tensor reduce over these."""
-    axes = (mesh_axis(groups, logical) for logical in spec_of(parameter).axes)
+    axes = (mesh_axis(mesh, logical) for logical in spec_of(parameter).dims)
     return tuple(axis for axis in axes if axis is not None and axis.size > 1)
 
 
-def replica_axis(parameter: Tensor, groups: ParallelGroups) -> Axis:
+def replica_axis(parameter: Tensor, mesh: Mesh) -> Axis:
     """The axis over which ranks hold copies whose gradients are averaged: dp, or edp for experts."""
-    return groups.edp if spec_of(parameter).is_expert else groups.dp
+    return mesh.edp if spec_of(parameter).is_expert else mesh.dp
 
 
 def tagged_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, ParamSpec]]:

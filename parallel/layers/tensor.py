@@ -23,18 +23,18 @@ from megatron.core.tensor_parallel.layers import (
 from torch import Tensor, nn
 
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.mesh.axes import Axis, ParallelGroups
+from parallel.mesh.axes import Axis, Mesh
 from parallel.mesh.collectives import all_gather, all_reduce, copy_to, reduce_from
 
 
 class TensorParallelLayers:
     """See `parallel.factory.LayerFactory`. Weights come uninitialised, on the default device, in the default dtype."""
 
-    def __init__(self, groups: ParallelGroups) -> None:
-        assert groups.tp.size > 1, "PlainLayers serves tp = 1"
-        self._axis = groups.tp
-        self.tp_size = groups.tp.size
-        self.tp_rank = groups.tp.rank
+    def __init__(self, mesh: Mesh) -> None:
+        assert mesh.tp.size > 1, "PlainLayers serves tp = 1"
+        self._axis = mesh.tp
+        self.tp_size = mesh.tp.size
+        self.tp_rank = mesh.tp.rank
 
     def column_linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
         """See `LayerFactory`."""

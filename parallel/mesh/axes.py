@@ -21,7 +21,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParallelGroups:
+class Mesh:
     """Every group of this rank. Passed in, never looked up; built by `parallel.mesh.groups`."""
 
     world: Axis
@@ -38,13 +38,13 @@ class ParallelGroups:
         return self.world.rank == 0
 
 
-def single_process() -> ParallelGroups:
+def single_process() -> Mesh:
     """Groups of a run without torch.distributed: every axis has size 1."""
 
     def axis(name: str) -> Axis:
         return Axis(name=name, size=1, rank=0, ranks=(0,), group=None)
 
-    return ParallelGroups(
+    return Mesh(
         world=axis("world"), tp=axis("tp"), dp=axis("dp"), ep=axis("ep"),
         etp=axis("etp"), edp=axis("edp"), control=axis("control"),
     )  # fmt: skip

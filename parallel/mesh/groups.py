@@ -1,4 +1,4 @@
-"""Builds the process groups with Megatron-Core and reads them out, once, into the frozen `ParallelGroups`.
+"""Builds the process groups with Megatron-Core and reads them out, once, into the frozen `Mesh`.
 
 No other file asks Megatron-Core or torch for a group. Backends: gloo, nccl and `fake`, on which a cluster of any
 size is planned in one process.
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from conf.errors import ConfigError, SetupError
 from conf.schema import ParallelConfig
-from parallel.mesh.axes import Axis, ParallelGroups, single_process
+from parallel.mesh.axes import Axis, Mesh, single_process
 from parallel.mesh.collectives import forget_agreements
 from parallel.mesh.topology import AxisName, Topology, make_topology
 
@@ -30,7 +30,7 @@ def init_groups(
     backend: str | None = None,
     world: int | None = None,
     rank: int | None = None,
-) -> ParallelGroups:
+) -> Mesh:
     """The groups of this rank.
 
     Takes the default process group that exists, or creates one from the environment that torchrun and deepspeed set.
@@ -69,9 +69,9 @@ def join_world(parallel: ParallelConfig, *, rank: int, world: int, store: str) -
     )
 
 
-def new_control_axis(groups: ParallelGroups, name: str, *, timeout_s: float) -> Axis:
+def new_control_axis(mesh: Mesh, name: str, *, timeout_s: float) -> Axis:
     """Collective: all ranks on a gloo group of their own, for a thread that must not disturb the others' order."""
-    control = groups.control
+    control = mesh.control
     group = None
     if control.group is not None:
         group = cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
@@ -119,7 +119,7 @@ def _init_default(wanted: str | None, timeout_s: float) -> None:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
-def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> ParallelGroups:
+def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> Mesh:
     from megatron.core import parallel_state  # costs seconds, and a single process never needs it
 
     if parallel_state.is_initialized():
@@ -137,7 +137,7 @@ def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> Par
     if backend != "fake" and topology.world > 1:
         # Its own group on gloo too: a decision or a barrier never queues behind, or mixes with, the step's data.
         control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-    return ParallelGroups(
+    return Mesh(
         world=_axis("world", topology, rank, world_group),
         tp=_axis("tp", topology, rank, parallel_state.get_tensor_model_parallel_group()),
         dp=_axis("dp", topology, rank, parallel_state.get_data_parallel_group()),

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from conf.schema import OptimConfig
 from parallel.layers.sharding import mesh_axis, shard_of, sharded_axes, spec_of
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 ROW = "exp_avg_sq_row"  # mean over columns: the parameter's dims without the last
 COLUMN = "exp_avg_sq_col"  # mean over rows: without the last but one
@@ -35,7 +35,7 @@ class Adafactor(Optimizer):
     False drops the factor max(1e-3, RMS(x)).
     """
 
-    def __init__(self, params: Any, optim: OptimConfig, mesh: ParallelGroups) -> None:
+    def __init__(self, params: Any, optim: OptimConfig, mesh: Mesh) -> None:
         super().__init__(params, {"lr": 0.0, "weight_decay": 0.0})
         self._optim = optim
         self._mesh = mesh
@@ -87,7 +87,7 @@ class Adafactor(Optimizer):
 
     def _mean(self, parameter: Tensor, values: Tensor, *, dim: int) -> Tensor:
         """Mean over one logical dim of the parameter, which is dropped."""
-        axis = mesh_axis(self._mesh, spec_of(parameter).axes[dim])
+        axis = mesh_axis(self._mesh, spec_of(parameter).dims[dim])
         if axis is None:
             return values.mean(dim)
         return collectives.all_reduce(values.sum(dim), axis).div_(values.shape[dim] * axis.size)
@@ -112,4 +112,4 @@ def moment_dims(kind: str, parameter: Tensor) -> tuple[int, ...] | None:
 
 def _is_factored(parameter: Tensor) -> bool:
     """Whether the last two dims form a matrix; a bank of vectors, one an expert, is kept whole."""
-    return parameter.dim() >= 2 and "experts" not in spec_of(parameter).axes[-2:]
+    return parameter.dim() >= 2 and "experts" not in spec_of(parameter).dims[-2:]

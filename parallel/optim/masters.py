@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from conf.errors import NonFiniteError
 from parallel.layers.sharding import spec_of, tag
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.optim.parameters import OptimGroup, is_counted
 
 
@@ -27,7 +27,7 @@ class MasterOptimizer(Optimizer):
         self,
         groups: list[OptimGroup],
         build: Callable[[list[dict[str, object]]], Optimizer],
-        mesh: ParallelGroups,
+        mesh: Mesh,
         *,
         clip_norm: float,
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conf.schema import OptimConfig
 from parallel.layers.sharding import mesh_axis, sharded_axes, spec_of, tagged_parameters
-from parallel.mesh.axes import Axis, ParallelGroups
+from parallel.mesh.axes import Axis, Mesh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,19 +40,19 @@ def optim_groups(module: nn.Module, weight_decay: float) -> list[OptimGroup]:
     ]
 
 
-def replica_axes(parameter: Tensor, mesh: ParallelGroups) -> tuple[Axis, ...]:
+def replica_axes(parameter: Tensor, mesh: Mesh) -> tuple[Axis, ...]:
     """Axes along which ranks hold copies of this parameter's local shard: its data axis, and tp where it is not cut."""
     spec, cut = spec_of(parameter), {axis.name for axis in sharded_axes(parameter, mesh)}
     data, tensor = (mesh.edp, mesh.etp) if spec.is_expert else (mesh.dp, mesh.tp)
     return (data,) if tensor.name in cut else (data, tensor)
 
 
-def is_counted(parameter: Tensor, mesh: ParallelGroups) -> bool:
+def is_counted(parameter: Tensor, mesh: Mesh) -> bool:
     """Whether this rank's copy of a shard is the one that counts in a sum over the world (norms)."""
     return all(axis.rank == 0 for axis in replica_axes(parameter, mesh))
 
 
-def is_first_tensor_copy(parameter: Tensor, mesh: ParallelGroups, dims: tuple[int, ...] | None = None) -> bool:
+def is_first_tensor_copy(parameter: Tensor, mesh: Mesh, dims: tuple[int, ...] | None = None) -> bool:
     """Whether, among the tensor ranks that hold the same values, this rank is the first.
 
     `dims` are the dims of the parameter that the values keep (a factored moment lacks one); None: all.
@@ -60,7 +60,7 @@ def is_first_tensor_copy(parameter: Tensor, mesh: ParallelGroups, dims: tuple[in
     spec = spec_of(parameter)
     kept = range(parameter.dim()) if dims is None else dims
     tensor = mesh.etp if spec.is_expert else mesh.tp
-    axes = (mesh_axis(mesh, spec.axes[dim]) for dim in kept)
+    axes = (mesh_axis(mesh, spec.dims[dim]) for dim in kept)
     return tensor.rank == 0 or any(axis is not None and axis.name == tensor.name for axis in axes)
 
 

@@ -28,12 +28,12 @@ LR = 1e-2
 def train(spec: dict, case: dict) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step; starts from `load` and ends with `save` where the case names folders."""
     cfg = compose([*case["overrides"], f"parallel.backend={spec['backend']}"], world=world_from_environment())
-    groups = init_groups(cfg.parallel)
+    mesh = init_groups(cfg.parallel)
     device = local_device(cfg)
     assert device.type == spec["device"], f"runs on {device}"
     make_repeatable(device)
-    engine = build_initialised(cfg, groups, device)
-    shards = {name: shard_of(parameter, groups) for name, parameter, _ in tagged_parameters(engine.module)}
+    engine = build_initialised(cfg, mesh, device)
+    shards = {name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(engine.module)}
     first = 0
     if case.get("load"):
         reader = CheckpointReader(next(path for path in Path(case["load"]).iterdir() if path.name.startswith("step_")))
@@ -42,11 +42,11 @@ def train(spec: dict, case: dict) -> list[tuple[float, float]]:
     history = []
     for step in range(first, first + case["steps"]):
         meter = Meter(pieces=200, layer_names=layer_names(cfg))
-        batch = step_batch(cfg, step, dp_rank=groups.dp.rank)
-        _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, groups=groups, device=device)
-        history.append((meter.reduce(groups).loss, norm))
+        batch = step_batch(cfg, step, dp_rank=mesh.dp.rank)
+        _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, mesh=mesh, device=device)
+        history.append((meter.reduce(mesh).loss, norm))
     if case.get("save"):
-        store = CheckpointStore(Path(case["save"]), groups, keep_last=1, keep_every=None)
+        store = CheckpointStore(Path(case["save"]), mesh, keep_last=1, keep_every=None)
         store.save(first + case["steps"], engine.read_state(), shards, {"step": first + case["steps"]})
         assert store.wait().error is None
         store.close()

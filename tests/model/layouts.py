@@ -16,7 +16,7 @@ from conf.schema import ParallelConfig
 from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
 from parallel.layers.sharding import replica_axis, shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.collectives import all_reduce
 from parallel.mesh.groups import init_groups
 from parallel.rng import NoiseKey
@@ -47,11 +47,11 @@ class StepReport:
     gradients: Gradients
 
 
-def one_step(groups: ParallelGroups, cfg: Any, accumulation: int) -> StepReport:
+def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
     """Forward and backward of the global batch of `ROWS` rows with this rank's rows, losses and gradients reduced."""
-    module = build_model(cfg, groups, device="cpu", dtype=torch.float64)
+    module = build_model(cfg, mesh, device="cpu", dtype=torch.float64)
     batch = make_batch(rows=ROWS)
-    dp = groups.dp
+    dp = mesh.dp
     micro = ROWS // (dp.size * accumulation)
     decoder_tokens = (batch.targets_BT != 0).sum()
     scale = LossScale(
@@ -75,8 +75,8 @@ def one_step(groups: ParallelGroups, cfg: Any, accumulation: int) -> StepReport:
     gradients: Gradients = {}
     for name, parameter, _ in tagged_parameters(module):
         assert parameter.grad is not None, name
-        grad, shard = parameter.grad.clone(), shard_of(parameter, groups)
-        all_reduce(grad, replica_axis(parameter, groups))
+        grad, shard = parameter.grad.clone(), shard_of(parameter, mesh)
+        all_reduce(grad, replica_axis(parameter, mesh))
         gradients[name] = (shard.global_shape, shard.slices, grad / dp.size)
     ce, aux, z = losses.tolist()
     return StepReport(losses=(ce, aux, z), dropped=dropped, gradients=gradients)

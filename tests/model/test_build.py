@@ -35,7 +35,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
 def test_materialise_keeps_tags_attributes_and_ties() -> None:
     with torch.device("meta"):
         module = nn.ModuleList([nn.Linear(2, 3, bias=False), nn.Linear(2, 3, bias=False)])
-    spec = ParamSpec(axes=("ff", "embed"), fan_in=2)
+    spec = ParamSpec(dims=("ff", "embed"), fan_in=2)
     module[1].weight = module[0].weight
     tag(module[0].weight, spec).tensor_model_parallel = True
     materialise(module, "cpu")

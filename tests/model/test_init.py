@@ -11,7 +11,7 @@ from conf.routing.references import SEMANTICS
 from conf.schema import SemanticsName
 from model.init import InitKey, draw, initialise, tensor_seed
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.mesh.axes import Axis, ParallelGroups, single_process
+from parallel.mesh.axes import Axis, Mesh, single_process
 from tests.model.t5.build import MODEL, make_model
 
 D, FF, EXPERTS, VOCAB = 16, 12, 4, 128
@@ -24,7 +24,7 @@ def axis(name: str, size: int, rank: int) -> Axis:
 def groups(*, tp: tuple[int, int] = (1, 0), ep: tuple[int, int] = (1, 0), etp: tuple[int, int] = (1, 0)):
     """Groups by hand, (size, rank) per axis: the initialiser reads nothing else."""
     one = {name: axis(name, 1, 0) for name in ("world", "dp", "edp", "control")}
-    return ParallelGroups(tp=axis("tp", *tp), ep=axis("ep", *ep), etp=axis("etp", *etp), **one)
+    return Mesh(tp=axis("tp", *tp), ep=axis("ep", *ep), etp=axis("etp", *etp), **one)
 
 
 class Toy(nn.Module):
@@ -36,11 +36,11 @@ class Toy(nn.Module):
         def parameter(spec: ParamSpec, *shape: int) -> nn.Parameter:
             return tag(nn.Parameter(torch.full(shape, math.nan)), spec)
 
-        self.shared = parameter(ParamSpec(axes=("vocab", "embed"), init="embedding"), VOCAB // tp, D)
-        self.wo = parameter(ParamSpec(axes=("embed", "ff"), fan_in=FF), D, FF // tp)
-        self.bias = parameter(ParamSpec(axes=("buckets", "heads"), fan_in=D), 8, 4 // tp)
-        self.norm = parameter(ParamSpec(axes=("embed",), init="ones"), D)
-        spec = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=D)
+        self.shared = parameter(ParamSpec(dims=("vocab", "embed"), init="embedding"), VOCAB // tp, D)
+        self.wo = parameter(ParamSpec(dims=("embed", "ff"), fan_in=FF), D, FF // tp)
+        self.bias = parameter(ParamSpec(dims=("buckets", "heads"), fan_in=D), 8, 4 // tp)
+        self.norm = parameter(ParamSpec(dims=("embed",), init="ones"), D)
+        spec = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=D)
         self.experts = parameter(spec, EXPERTS // ep, D, FF // etp)
 
 
@@ -75,12 +75,12 @@ def drawn(spec: ParamSpec, *shape: int, semantics: SemanticsName = "mesh_tf", sc
     return draw(spec, shape, name="w", expert=None, key=key)
 
 
-LINEAR = ParamSpec(axes=("embed", "ff"), fan_in=64)
-ROUTER = ParamSpec(axes=("embed", "router_experts"), fan_in=64)
-WI = ParamSpec(axes=("experts", "embed", "expert_ff"), fan_in=64)
-WO = ParamSpec(axes=("experts", "expert_ff", "embed"), fan_in=200)  # of one expert: [200, 300], so d_model is 300
-HEAD = ParamSpec(axes=("vocab", "embed"), fan_in=64)
-EMBEDDING = ParamSpec(axes=("vocab", "embed"), init="embedding")
+LINEAR = ParamSpec(dims=("embed", "ff"), fan_in=64)
+ROUTER = ParamSpec(dims=("embed", "router_experts"), fan_in=64)
+WI = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=64)
+WO = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=200)  # of one expert: [200, 300], so d_model is 300
+HEAD = ParamSpec(dims=("vocab", "embed"), fan_in=64)
+EMBEDDING = ParamSpec(dims=("vocab", "embed"), init="embedding")
 SPREADS = [  # semantics, parameter, stddev, largest multiple of it (None: no truncation)
     ("mesh_tf", LINEAR, 0.8796 * math.sqrt(0.1 / 64), 2 / 0.8796),
     ("mesh_tf", ROUTER, 0.8796 * math.sqrt(0.1 / 64), 2 / 0.8796),
@@ -111,14 +111,14 @@ def test_spread_and_truncation_by_semantics(
 
 
 def test_norms_start_at_one_and_in_hugging_face_at_its_factor() -> None:
-    norm = ParamSpec(axes=("embed",), init="ones")
+    norm = ParamSpec(dims=("embed",), init="ones")
     assert (drawn(norm, 8, semantics="flaxformer") == 1).all()
     assert drawn(norm, 8, semantics="hf", scale=0.25).tolist() == [0.5] * 8
 
 
 def test_truncated_normal_without_variance_correction() -> None:
     std = math.sqrt(0.1 / 64)
-    values = drawn(ParamSpec(axes=("embed", "ff"), fan_in=64), 400, 500)
+    values = drawn(ParamSpec(dims=("embed", "ff"), fan_in=64), 400, 500)
     assert values.abs().max() <= 2 * std
     assert values.abs().max() > 1.99 * std
     assert values.mean().abs() < 5 * std / math.sqrt(values.numel())

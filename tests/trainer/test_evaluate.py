@@ -36,8 +36,8 @@ def _on_ranks(rank, world, shares):
     from conf.compose import compose
     from parallel.mesh.groups import init_groups
 
-    groups = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
-    return unigram_nats(Corpus(), batches(shares[rank]), groups)
+    mesh = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
+    return unigram_nats(Corpus(), batches(shares[rank]), mesh)
 
 
 def test_every_rank_has_the_mean_over_all_tokens():
@@ -63,7 +63,7 @@ def test_a_stop_is_obeyed_between_two_batches():
             module,
             batches([[7, 3, 1, 0]]) * 3,
             meter,
-            groups=single_process(),
+            mesh=single_process(),
             device=torch.device("cpu"),
             stop_asked=lambda: next(answers),
         )

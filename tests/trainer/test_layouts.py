@@ -94,17 +94,17 @@ def oracle(cfg) -> list[tuple[float, float]]:
 
 def train(cfg, *, poison_rank: int | None = None) -> list[tuple[float, float]]:
     """The same through the engine on this rank."""
-    groups = init_groups(cfg.parallel)
+    mesh = init_groups(cfg.parallel)
     device = torch.device("cpu")
-    engine = build_initialised(cfg, groups, device)
+    engine = build_initialised(cfg, mesh, device)
     history = []
     for step in range(STEPS):
-        if poison_rank == groups.world.rank and step == 2:
+        if poison_rank == mesh.world.rank and step == 2:
             _poison(engine.module)
         meter = Meter(pieces=200, layer_names=layer_names(cfg))
-        batch: StepBatch = step_batch(cfg, step, dp_rank=groups.dp.rank)
-        _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, groups=groups, device=device)
-        history.append((meter.reduce(groups).loss, norm))
+        batch: StepBatch = step_batch(cfg, step, dp_rank=mesh.dp.rank)
+        _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, mesh=mesh, device=device)
+        history.append((meter.reduce(mesh).loss, norm))
     return history
 
 

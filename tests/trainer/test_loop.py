@@ -20,7 +20,7 @@ class Recorder:
 
     def __init__(self, cfg):
         self.cfg, self.events, self.total_steps = cfg, [], cfg.train.steps
-        self.module = self.engine = self.groups = self.device = None
+        self.module = self.engine = self.mesh = self.device = None
         self.store = SimpleNamespace(poll=lambda: None, wait=lambda: self.events.append("wait"), failed=0)
         self.log = SimpleNamespace(write=lambda step, metrics: None, heatmap=lambda step, report: None)
 

@@ -40,15 +40,15 @@ def one_step(router_precision):
     """The first expert layer's input, weight before the step and after it, and what the tap saw."""
     settings = ["train.precision=bf16", f"moe.router_precision={router_precision}", "moe.jitter=0", "train.steps=4"]
     cfg = compose([*TINY, *settings, "parallel.zero=0"])
-    groups, device = single_process(), torch.device("cpu")
-    engine = build_initialised(cfg, groups, device)
+    mesh, device = single_process(), torch.device("cpu")
+    engine = build_initialised(cfg, mesh, device)
     layer = next(module for module in engine.module.modules() if isinstance(module, MoeLayer))
     layer.tap = Tap()
     seen = {}
     layer.register_forward_pre_hook(lambda module, given: seen.update(x=given[0].detach().clone()))
     before = layer.router.weight.detach().clone()
     meter = Meter(pieces=400, layer_names=layer_names(cfg))
-    train_step(engine, a_batch(), meter, lr=0.01, stop=False, cfg=cfg, groups=groups, device=device)
+    train_step(engine, a_batch(), meter, lr=0.01, stop=False, cfg=cfg, mesh=mesh, device=device)
     return seen["x"].reshape(-1, D), before, layer.router.weight.detach(), layer.tap
 
 

@@ -16,9 +16,9 @@ def _masters_on_rank(rank: int, world: int, stages: list[int]) -> list[dict[str,
     found = []
     for stage in stages:
         cfg = compose([*TINY, "train.precision=bf16", f"parallel.zero={stage}", "parallel.ep=2", "launch.nproc=2"])
-        groups = init_groups(cfg.parallel)
-        engine = build_initialised(cfg, groups, torch.device("cpu"))
-        exact = dict(build_model(cfg, groups, device="cpu", dtype=torch.float32).named_parameters())
+        mesh = init_groups(cfg.parallel)
+        engine = build_initialised(cfg, mesh, torch.device("cpu"))
+        exact = dict(build_model(cfg, mesh, device="cpu", dtype=torch.float32).named_parameters())
         states = [(state.name, state.kind, state.value.clone()) for state in engine.read_state()]
         assert {kind for _, kind, _ in states} == {MASTER}, "moments exist before the first step"
         for name, parameter in engine.module.named_parameters():

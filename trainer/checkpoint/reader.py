@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from conf.errors import CheckpointError, ConfigError
 from parallel.engine.protocol import MASTER, STEP
 from parallel.layers.sharding import Shard, shard_of, tagged_parameters
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from trainer.checkpoint.files import problem_of
 from trainer.checkpoint.manifest import STATE_FILE, Chunk, TensorEntry, load_manifest, split_key, tensor_key
 from trainer.checkpoint.pieces import kept
@@ -149,10 +149,10 @@ class CheckpointReader:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, reader: CheckpointReader, groups: ParallelGroups) -> None:
+def load_weights(module: nn.Module, reader: CheckpointReader, mesh: Mesh) -> None:
     """Copy master weights into a module's parameters, cast to their dtype: for evaluation without an engine."""
     for name, parameter, _ in tagged_parameters(module):
-        parameter.copy_(reader.read(MASTER, name, shard_of(parameter, groups)))
+        parameter.copy_(reader.read(MASTER, name, shard_of(parameter, mesh)))
 
 
 def check_fingerprints(saved: Mapping[str, str], current: Mapping[str, str], *, allow: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ from conf.errors import CheckpointError, ConfigError
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import Shard
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.groups import new_control_axis
 from trainer.checkpoint import files
 from trainer.checkpoint.commit import SaveJob, write_checkpoint
@@ -43,7 +43,7 @@ class CheckpointStore:
     def __init__(
         self,
         root: Path,
-        groups: ParallelGroups,
+        mesh: Mesh,
         *,
         keep_last: int = 2,
         keep_every: int | None = None,
@@ -59,9 +59,9 @@ class CheckpointStore:
         self.root = root
         self.failed = 0  # saves that failed since the start
         self.failed_in_a_row = 0
-        self._groups, self._keep_last, self._keep_every = groups, keep_last, keep_every
+        self._groups, self._keep_last, self._keep_every = mesh, keep_last, keep_every
         self._max_failures = max_failures
-        self._axis = new_control_axis(groups, "checkpoint", timeout_s=timeout_s) if lock else None
+        self._axis = new_control_axis(mesh, "checkpoint", timeout_s=timeout_s) if lock else None
         self._lock: files.FolderLock | None = None
         self._thread: threading.Thread | None = None
         self._running: list[SaveResult] = []  # filled by the thread

@@ -51,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
 
     def report(*, shuffled: bool) -> Report:
         meter = Meter(pieces=corpus.tokenizer.pieces, layer_names=layer_names(cfg))
-        return evaluate(module, batches(shuffled=shuffled), meter, groups=loaded.groups, device=loaded.device)
+        return evaluate(module, batches(shuffled=shuffled), meter, mesh=loaded.mesh, device=loaded.device)
 
     straight = report(shuffled=False)
-    unigram = unigram_nats(corpus, batches(), loaded.groups)
+    unigram = unigram_nats(corpus, batches(), loaded.mesh)
     print(f"{loaded.reader.path} at step {loaded.reader.state['step']}, {straight.tokens:,.0f} target tokens")
     print(
         "\n".join(learning_lines(first_loss=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True)))

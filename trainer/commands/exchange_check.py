@@ -44,13 +44,13 @@ def main() -> int:
     batch = world[0] if world else 1
     settings = ["parallel=data", "model.moe=dense", f"train.global_batch={batch}", f"parallel.backend={backend}"]
     cfg = compose(settings, world=world)
-    groups = init_groups(cfg.parallel)
+    mesh = init_groups(cfg.parallel)
     device = local_device(cfg)
-    seconds = timed_exchange(groups.world, device, mib)
-    if groups.is_main:
-        leaving = mib * (groups.world.size - 1) / groups.world.size
+    seconds = timed_exchange(mesh.world, device, mib)
+    if mesh.is_main:
+        leaving = mib * (mesh.world.size - 1) / mesh.world.size
         print(
-            f"all-to-all      {groups.world.size} ranks on {device.type}, {mib} MiB each: {seconds * 1e3:.1f} ms, "
+            f"all-to-all      {mesh.world.size} ranks on {device.type}, {mib} MiB each: {seconds * 1e3:.1f} ms, "
             f"{leaving / 1024 / seconds:.2f} GiB/s out of each rank",
             flush=True,
         )

@@ -139,13 +139,13 @@ def sample_lines(session: Session) -> list[str]:
     micro = next(iter(session.validation_batches())).micro[0]
     real = micro.encoder_tokens_BL.any(axis=1)  # a small held-out part ends in rows of padding
     mine = (micro.encoder_tokens_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
-    inputs, targets = collectives.broadcast_object(mine, session.groups.control)
+    inputs, targets = collectives.broadcast_object(mine, session.mesh.control)
     assert session.cfg.data.decoder_length is not None, "resolve fills it"
     options = GenerateOptions(max_length=session.cfg.data.decoder_length)
 
     def all_finished(done: bool) -> bool:
         # Equal prompts, yet sums in another order may part ranks at a near tie, and they share experts.
-        return not any_rank(not done, session.groups)
+        return not any_rank(not done, session.mesh)
 
     generated = generate_rows(session.module, tokenizer, inputs, options, all_finished=all_finished)
     lines = ["spans filled on held-out text (true -> filled):"]

@@ -16,7 +16,7 @@ from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
 from model.t5.model import ModelOutput
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 SCALARS = ("ce", "aux", "z", "loss_sum", "tokens", "text_sum", "text_tokens", "sentinel_sum", "sentinel_tokens")
 _STATS = tuple(field.name for field in fields(RouterStats))
@@ -100,11 +100,11 @@ class Meter:
         assert self._scalars is not None, "nothing was added"
         return bool(torch.isfinite(self._scalars).all())
 
-    def reduce(self, groups: ParallelGroups) -> Report:
+    def reduce(self, mesh: Mesh) -> Report:
         """Sum over data-parallel ranks (tensor ranks hold equal numbers) and turn into a report."""
         assert self._scalars is not None, "nothing was added"
         everything = torch.cat([self._scalars, *self._layers])
-        collectives.all_reduce(everything, groups.dp)
+        collectives.all_reduce(everything, mesh.dp)
         values = everything.tolist()
         named = dict(zip(SCALARS, values, strict=False))
         layers, offset = [], len(SCALARS)

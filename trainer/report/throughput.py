@@ -6,7 +6,7 @@ import torch
 
 from conf.derived.estimate import flops_per_sequence
 from conf.schema import RunConfig
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 # Dense bf16 peak of common accelerators in FLOP/s, from the vendors' data sheets; MFU is left out for any other.
 _PEAK_FLOPS = {
@@ -30,9 +30,9 @@ def peak_flops(device: torch.device) -> float | None:
 class Throughput:
     """Sums over steps; `take` turns them into rates and starts anew."""
 
-    def __init__(self, cfg: RunConfig, groups: ParallelGroups, device: torch.device) -> None:
+    def __init__(self, cfg: RunConfig, mesh: Mesh, device: torch.device) -> None:
         self._flops_per_sequence = flops_per_sequence(cfg)
-        self._world = groups.world.size
+        self._world = mesh.world.size
         self._peak = peak_flops(device)
         self.restart()
 

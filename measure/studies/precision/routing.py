@@ -104,7 +104,7 @@ def observe(run: Path, overrides: tuple[str, ...]) -> Observation:
     }
     meter = Meter(pieces=corpus.tokenizer.pieces, layer_names=names)
     ordinary = build_loader(corpus, loaded.cfg, split="validation", dp_rank=0, dp_size=1)
-    report = evaluate(loaded.module, ordinary, meter, groups=loaded.groups, device=loaded.device)
+    report = evaluate(loaded.module, ordinary, meter, mesh=loaded.mesh, device=loaded.device)
     return Observation(layers=layers, report=report)
 
 

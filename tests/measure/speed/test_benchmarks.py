@@ -93,10 +93,10 @@ def test_synthetic_batches_are_full_and_differ_between_ranks():
 def _on_rank(rank, world):
     overrides = (*TINY, "model.vocab_size=250", "data.tokenizer_vocab=200", "data.sentinels=50", "moe.num_experts=4")
     cfg = compose(overrides, world=(world, world))
-    groups = init_groups(cfg.parallel)
+    mesh = init_groups(cfg.parallel)
     settings = Settings(cfg=cfg, overrides=overrides, device=torch.device("cpu"), rounds=2, threads=1)
-    shapes = exchange.buffer_shapes(cfg, groups)
-    return [*step.run(settings, groups), *exchange.run(settings, groups)], shapes
+    shapes = exchange.buffer_shapes(cfg, mesh)
+    return [*step.run(settings, mesh), *exchange.run(settings, mesh)], shapes
 
 
 def test_step_and_exchange_run_on_two_ranks():

@@ -77,7 +77,7 @@ def noise_of_the_micro_batch(job):
 
 def experts_out_of_order(job):
     """Rank 1 of ep holds its experts the other way round."""
-    if job.groups.ep.rank == 1:
+    if job.mesh.ep.rank == 1:
         with torch.no_grad():
             for parameter in job.module.parameters():
                 if spec_of(parameter).is_expert:
@@ -161,7 +161,7 @@ def stale_copy(job):
         first = next(job.module.parameters())
         kept = first.detach().clone()
         result = right(lr)
-        if job.groups.dp.rank == 1:
+        if job.mesh.dp.rank == 1:
             first.data.copy_(kept)
         return result
 

@@ -14,8 +14,8 @@ from tests.measure.verify.tiny import plan, run
 @contextmanager
 def trouble(job):
     """By layout: rank 1 raises, dies, is killed or hangs; at other layouts nothing happens."""
-    layout = (job.groups.tp.size, job.cfg.parallel.zero)
-    if job.groups.world.rank == 1:
+    layout = (job.mesh.tp.size, job.cfg.parallel.zero)
+    if job.mesh.world.rank == 1:
         if layout == (1, 0):
             raise ValueError("a planted error")
         if layout == (1, 1):

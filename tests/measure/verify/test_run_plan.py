@@ -20,7 +20,7 @@ from tests.measure.verify.tiny import Planted, plan, run
 def expert_gradients_times_ep(job):
     for parameter in job.module.parameters():
         if spec_of(parameter).is_expert:
-            parameter.register_hook(lambda grad: grad * job.groups.ep.size)
+            parameter.register_hook(lambda grad: grad * job.mesh.ep.size)
 
 
 def norm_without_experts(job):
@@ -44,12 +44,12 @@ def aux_twice_under_recomputation(job):
 
 
 def aux_times_tp(job):
-    return aux_loss_times(float(job.groups.tp.size))
+    return aux_loss_times(float(job.mesh.tp.size))
 
 
 def noise_of_the_rank(job):
     right = trainer.step.NoiseKey
-    return patch("trainer.step.NoiseKey", lambda **key: right(**{**key, "seed": key["seed"] + job.groups.world.rank}))
+    return patch("trainer.step.NoiseKey", lambda **key: right(**{**key, "seed": key["seed"] + job.mesh.world.rank}))
 
 
 def capacity_per_rank(job):
@@ -62,7 +62,7 @@ def experts_swapped(job):
     with torch.no_grad():
         for parameter in job.module.parameters():
             if spec_of(parameter).is_expert:
-                parameter[0] = collectives.all_gather(parameter[0].clone(), job.groups.ep)[1 - job.groups.ep.rank]
+                parameter[0] = collectives.all_gather(parameter[0].clone(), job.mesh.ep)[1 - job.mesh.ep.rank]
 
 
 # layout -> defect, what must differ first, and a part of where

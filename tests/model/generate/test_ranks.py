@@ -11,7 +11,7 @@ import torch
 from conf.schema import ParallelConfig
 from model.build import build_model
 from model.generate import GenerateOptions, GenerateResult, generate
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.collectives import all_reduce
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
@@ -26,21 +26,21 @@ def config() -> Any:
     return cfg
 
 
-def decode(groups: ParallelGroups, options: GenerateOptions) -> GenerateResult:
+def decode(mesh: Mesh, options: GenerateOptions) -> GenerateResult:
     """Each data-parallel rank decodes its share of the prompts; all stop together."""
-    module = build_model(config(), groups, device="cpu", dtype=torch.float64)
+    module = build_model(config(), mesh, device="cpu", dtype=torch.float64)
 
     def all_finished(done: bool) -> bool:
-        return bool(all_reduce(torch.tensor(int(done)), groups.world, "min"))
+        return bool(all_reduce(torch.tensor(int(done)), mesh.world, "min"))
 
-    share = PROMPTS.chunk(groups.dp.size)[groups.dp.rank]
+    share = PROMPTS.chunk(mesh.dp.size)[mesh.dp.rank]
     return generate(module, share, options=options, all_finished=all_finished)
 
 
 def on_rank(rank: int, world: int, tp: int, ep: int, etp: int, modes: list[GenerateOptions]) -> list[Any]:
     parallel = ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20)  # type: ignore[arg-type]
-    groups = init_groups(parallel)
-    return [(groups.dp.rank, groups.dp.size, decode(groups, options)) for options in modes]
+    mesh = init_groups(parallel)
+    return [(mesh.dp.rank, mesh.dp.size, decode(mesh, options)) for options in modes]
 
 
 @pytest.mark.parametrize(("tp", "ep", "etp"), [(2, 1, 2), (2, 2, 1), (1, 2, 1)])

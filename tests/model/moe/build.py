@@ -12,7 +12,7 @@ from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from parallel.layers.experts import ExpertExchange, LocalExchange
 from parallel.layers.sharding import shard_of, spec_of
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.rng import NoiseKey
 
 D_MODEL, D_FF, LENGTH, BATCH = 6, 8, 5, 8
@@ -59,15 +59,13 @@ def parallel_config(tp: int, ep: int, etp: int) -> ParallelConfig:
     return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20.0)
 
 
-def build_layer(
-    v: Variant, *, exchange: ExpertExchange | None = None, groups: ParallelGroups | None = None
-) -> MoeLayer:
+def build_layer(v: Variant, *, exchange: ExpertExchange | None = None, mesh: Mesh | None = None) -> MoeLayer:
     """An fp64 layer whose logical weights depend on the variant only."""
     layer = MoeLayer(model_config(v.ffn), moe_config(v), name="encoder.1", exchange=exchange or LocalExchange())
     layer.double()
-    groups = groups or single_process()
+    mesh = mesh or single_process()
     for seed, (name, parameter) in enumerate(sorted(layer.named_parameters())):
-        shard = shard_of(parameter, groups)
+        shard = shard_of(parameter, mesh)
         logical = torch.randn(shard.global_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         if name == "router.weight" and v.to_one_expert:
             logical = logical * 0.01

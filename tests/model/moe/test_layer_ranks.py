@@ -29,23 +29,23 @@ Place = tuple[int, int, dict[str, Shard]]  # dp rank, tp rank, where each local 
 
 
 def layers_on_rank(rank: int, world: int, tp: int, ep: int, etp: int) -> list[tuple[Place, Outcome]]:
-    groups = init_groups(parallel_config(tp, ep, etp))
-    exchange = build_exchange(groups)
-    share = BATCH // groups.dp.size
-    rows = slice(groups.dp.rank * share, (groups.dp.rank + 1) * share)
+    mesh = init_groups(parallel_config(tp, ep, etp))
+    exchange = build_exchange(mesh)
+    share = BATCH // mesh.dp.size
+    rows = slice(mesh.dp.rank * share, (mesh.dp.rank + 1) * share)
     results = []
     for v in VARIANTS:
         if share % (v.group_sequences * exchange.group_shards):
             continue
-        layer = build_layer(v, exchange=exchange, groups=groups)
-        places = {name: shard_of(p, groups) for name, p in layer.named_parameters()}
-        results.append(((groups.dp.rank, groups.tp.rank, places), run_layer(layer, v, rows)))
+        layer = build_layer(v, exchange=exchange, mesh=mesh)
+        places = {name: shard_of(p, mesh) for name, p in layer.named_parameters()}
+        results.append(((mesh.dp.rank, mesh.tp.rank, places), run_layer(layer, v, rows)))
     return results
 
 
 def no_drop_on_rank(rank: int, world: int) -> torch.Tensor:
-    groups = init_groups(parallel_config(2, 2, 1))
-    layer = build_layer(Variant(group_sequences=4), exchange=build_exchange(groups), groups=groups)
+    mesh = init_groups(parallel_config(2, 2, 1))
+    layer = build_layer(Variant(group_sequences=4), exchange=build_exchange(mesh), mesh=mesh)
     x, real, _ = batch(Variant())
     with torch.no_grad():
         return layer(x[:3], real[:3], mode="no_drop", noise=None)[0]

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from conf.schema import MoeConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from parallel.layers.sharding import ParamSpec, cast_module, tag
 from parallel.mesh import collectives
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 
 V, D, F, E, X, N = 11, 6, 8, 4, 10, 32  # odd sizes on purpose: ZeRO partitions end inside parameters
 SHAPES = {
     "table": (V, D), "norm": (D,), "column": (F, D), "row": (D, F), "router": (E, D), "wi": (E, D, X), "wo": (E, X, D),
 }  # fmt: skip
 SPECS = {
-    "table": ParamSpec(axes=("buckets", "embed")),
-    "norm": ParamSpec(axes=("embed",), keep_fp32=True, decay=False),
-    "column": ParamSpec(axes=("ff", "embed")),
-    "row": ParamSpec(axes=("embed", "ff")),
-    "router": ParamSpec(axes=("router_experts", "embed"), keep_fp32=True),
-    "wi": ParamSpec(axes=("experts", "embed", "expert_ff")),
-    "wo": ParamSpec(axes=("experts", "expert_ff", "embed")),
+    "table": ParamSpec(dims=("buckets", "embed")),
+    "norm": ParamSpec(dims=("embed",), keep_fp32=True, decay=False),
+    "column": ParamSpec(dims=("ff", "embed")),
+    "row": ParamSpec(dims=("embed", "ff")),
+    "router": ParamSpec(dims=("router_experts", "embed"), keep_fp32=True),
+    "wi": ParamSpec(dims=("experts", "embed", "expert_ff")),
+    "wo": ParamSpec(dims=("experts", "expert_ff", "embed")),
 }
 
 
@@ -48,7 +48,7 @@ class Toy(nn.Module):
     Token n goes to expert n % E. With whole experts (etp = 1 < tp) each tensor rank serves its share of the tokens.
     """
 
-    def __init__(self, mesh: ParallelGroups, dtype: torch.dtype, weights: dict[str, Tensor]) -> None:
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.mesh = mesh
         for name, whole in weights.items():
@@ -86,10 +86,10 @@ class Toy(nn.Module):
         return collectives.gather_from(y_ND, mesh.tp) if shares else y_ND
 
 
-def take_shard(name: str, whole: Tensor, mesh: ParallelGroups) -> Tensor:
+def take_shard(name: str, whole: Tensor, mesh: Mesh) -> Tensor:
     """This rank's rectangle of a whole tensor."""
     cut_by = {"experts": mesh.ep, "expert_ff": mesh.etp, "ff": mesh.tp}
-    for dim, logical in enumerate(SPECS[name].axes):
+    for dim, logical in enumerate(SPECS[name].dims):
         if logical in cut_by:
             whole = whole.chunk(cut_by[logical].size, dim)[cut_by[logical].rank]
     return whole.clone()
@@ -170,7 +170,7 @@ def run_config(
     )  # fmt: skip
 
 
-def run_micro_batches(engine, mesh: ParallelGroups, cfg: RunConfig, step: int) -> None:
+def run_micro_batches(engine, mesh: Mesh, cfg: RunConfig, step: int) -> None:
     """This rank's micro-batches of a step."""
     for i in range(cfg.train.accumulation):
         ids, targets = batch(step, mesh.dp.rank * cfg.train.accumulation + i)

@@ -12,7 +12,7 @@ from conf.errors import CheckpointError, NonFiniteError
 from parallel.engine.deepspeed import build_engine
 from parallel.engine.protocol import MASTER, STEP, compute_dtype
 from parallel.layers.sharding import shard_of
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.groups import init_groups
 from parallel.optim.adafactor import COLUMN, FULL, ROW, moment_dims
 from tests.harness import run_ranks
@@ -30,7 +30,7 @@ def start(options: dict[str, Any], seed: int = 0):
     return cfg, mesh, toy, build_engine(toy, cfg, mesh)
 
 
-def train(engine, mesh: ParallelGroups, cfg, steps: range) -> list[float]:
+def train(engine, mesh: Mesh, cfg, steps: range) -> list[float]:
     norms = []
     for step in steps:
         run_micro_batches(engine, mesh, cfg, step)
@@ -52,13 +52,13 @@ def kept(name: str, dims: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(range(len(SHAPES[name]))) if dims is None else dims
 
 
-def slices_of(toy: Toy, mesh: ParallelGroups, name: str, dims: tuple[int, ...] | None) -> tuple[slice, ...]:
+def slices_of(toy: Toy, mesh: Mesh, name: str, dims: tuple[int, ...] | None) -> tuple[slice, ...]:
     """Where a local value with these dims of a parameter lies in the logical value."""
     slices = shard_of(dict(toy.named_parameters())[name], mesh).slices
     return tuple(slices[dim] for dim in kept(name, dims))
 
 
-def gather_state(engine, toy: Toy, mesh: ParallelGroups) -> tuple[dict[tuple[str, str], torch.Tensor], list[int]]:
+def gather_state(engine, toy: Toy, mesh: Mesh) -> tuple[dict[tuple[str, str], torch.Tensor], list[int]]:
     """Logical tensors put together from what every rank owns, each element written once; and bytes owned per rank."""
     mine = [
         (s.name, s.kind, slices_of(toy, mesh, s.name, s.dims), s.dims, s.value.clone()) for s in engine.read_state()
@@ -77,7 +77,7 @@ def gather_state(engine, toy: Toy, mesh: ParallelGroups) -> tuple[dict[tuple[str
     return logical, [sum(entry[-1].nbytes for entry in rank) for rank in everyone]
 
 
-def reader(logical: dict[tuple[str, str], torch.Tensor], toy: Toy, mesh: ParallelGroups, steps: int):
+def reader(logical: dict[tuple[str, str], torch.Tensor], toy: Toy, mesh: Mesh, steps: int):
     def read(name: str, kind: str) -> torch.Tensor | None:
         if kind == STEP:
             assert name == STEP

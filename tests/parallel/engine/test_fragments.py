@@ -10,7 +10,7 @@ from parallel.engine import fragments as engine_fragments
 from parallel.engine.fragments import FlatParameter, collect
 from parallel.engine.owners import StateItem, assign_owners
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.mesh.axes import Axis, ParallelGroups, single_process
+from parallel.mesh.axes import Axis, Mesh, single_process
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 from tests.parallel.engine.engine_toy import run_config
@@ -21,7 +21,7 @@ SHAPES = {"a": (3,), "b": (2, 5), "c": (1,), "d": (4, 2)}  # 22 elements
 def line(axis: Axis, partition_size: int) -> list[FlatParameter]:
     found, offset = [], 0
     for name, shape in SHAPES.items():
-        parameter = tag(nn.Parameter(torch.zeros(shape)), ParamSpec(axes=("embed",) * len(shape)))
+        parameter = tag(nn.Parameter(torch.zeros(shape)), ParamSpec(dims=("embed",) * len(shape)))
         found.append(
             FlatParameter(
                 name=name, parameter=parameter, group=0, offset=offset, partition_size=partition_size, axis=axis
@@ -64,14 +64,14 @@ def test_fragments_meet_at_their_owner():
 
 
 def item(name: str, nbytes: int) -> StateItem:
-    parameter = tag(nn.Parameter(torch.zeros(1)), ParamSpec(axes=("embed",)))
+    parameter = tag(nn.Parameter(torch.zeros(1)), ParamSpec(dims=("embed",)))
     return StateItem(name=name, kind="master", parameter=parameter, nbytes=nbytes)
 
 
-def mesh_of(dp: int) -> ParallelGroups:
+def mesh_of(dp: int) -> Mesh:
     alone = single_process()
     axis = Axis(name="dp", size=dp, rank=0, ranks=tuple(range(dp)), group=None)
-    return ParallelGroups(
+    return Mesh(
         world=alone.world, tp=alone.tp, dp=axis, ep=alone.ep, etp=alone.etp, edp=alone.edp, control=alone.control
     )
 

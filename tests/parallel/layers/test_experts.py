@@ -22,15 +22,15 @@ def buffer_of(rank: int) -> torch.Tensor:
 
 
 def round_trip(rank: int, world: int, ep: int) -> None:
-    groups = init_groups(parallel_config(1, ep, 1))
-    exchange = build_exchange(groups)
+    mesh = init_groups(parallel_config(1, ep, 1))
+    exchange = build_exchange(mesh)
     sent = buffer_of(rank).requires_grad_()
     rows = exchange.to_experts(sent)
     local = E // ep
     assert rows.shape == (local, ep * G * C, D)
-    for i, source in enumerate(groups.ep.ranks):
+    for i, source in enumerate(mesh.ep.ranks):
         for x in range(local):
-            want = buffer_of(source)[groups.ep.rank * local + x].reshape(G * C, D)
+            want = buffer_of(source)[mesh.ep.rank * local + x].reshape(G * C, D)
             assert torch.equal(rows[x, i * G * C : (i + 1) * G * C], want)
     back = exchange.from_experts(rows, groups=G)
     assert torch.equal(back, sent)
@@ -38,7 +38,7 @@ def round_trip(rank: int, world: int, ep: int) -> None:
     (back * weight).sum().backward()
     assert torch.equal(sent.grad, weight)
     numbers = exchange.gather_rows(torch.tensor([10 * rank, 10 * rank + 1]))
-    assert numbers.tolist() == [10 * source + g for source in groups.ep.ranks for g in range(G)]
+    assert numbers.tolist() == [10 * source + g for source in mesh.ep.ranks for g in range(G)]
 
 
 @pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 2), (4, 4)])
@@ -57,8 +57,8 @@ def test_local_round_trip_needs_no_process_group():
 
 def expert_shards(rank: int, world: int) -> None:
     """etp = tp: what enters is whole on both ranks, its gradient is summed; what leaves is summed."""
-    groups = init_groups(parallel_config(2, 1, 2))
-    exchange = build_exchange(groups)
+    mesh = init_groups(parallel_config(2, 1, 2))
+    exchange = build_exchange(mesh)
     assert (exchange.etp_size, exchange.etp_rank, exchange.group_shards) == (2, rank, 1)
     sent = buffer_of(0).requires_grad_()
     partial = exchange.to_experts(sent) * (rank + 1)

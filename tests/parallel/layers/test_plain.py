@@ -9,8 +9,8 @@ import torch
 from parallel.layers.plain import PlainLayers
 from parallel.layers.sharding import ParamSpec, spec_of
 
-UP = ParamSpec(axes=("ff", "embed"), fan_in=3)
-VOCAB = ParamSpec(axes=("vocab", "embed"))
+UP = ParamSpec(dims=("ff", "embed"), fan_in=3)
+VOCAB = ParamSpec(dims=("vocab", "embed"))
 
 
 def test_layers_are_tagged_have_no_bias_and_build_on_meta():

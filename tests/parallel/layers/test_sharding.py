@@ -20,11 +20,11 @@ from parallel.layers.sharding import (
     tag,
     tagged_parameters,
 )
-from parallel.mesh.axes import Axis, ParallelGroups, single_process
+from parallel.mesh.axes import Axis, Mesh, single_process
 from parallel.mesh.topology import AXIS_NAMES, make_topology
 
 
-def groups_at(rank: int, **sizes) -> ParallelGroups:
+def groups_at(rank: int, **sizes) -> Mesh:
     """Groups by arithmetic alone, for any rank of any world."""
     topology = make_topology(**sizes)
 
@@ -32,34 +32,34 @@ def groups_at(rank: int, **sizes) -> ParallelGroups:
         ranks = topology.members(name, rank)
         return Axis(name=name, size=len(ranks), rank=ranks.index(rank), ranks=ranks, group=None)
 
-    return ParallelGroups(**{name: axis(name) for name in AXIS_NAMES}, control=axis("world"))
+    return Mesh(**{name: axis(name) for name in AXIS_NAMES}, control=axis("world"))
 
 
 def parameter(shape: tuple[int, ...], **spec) -> nn.Parameter:
     return tag(nn.Parameter(torch.empty(shape)), ParamSpec(**spec))
 
 
-EXPERT = {"axes": ("experts", "embed", "expert_ff")}
+EXPERT = {"dims": ("experts", "embed", "expert_ff")}
 
 
 @pytest.mark.parametrize(
     "sizes", [{"world": 8, "tp": 2, "ep": 2}, {"world": 8, "tp": 2, "ep": 4, "etp": 1}, {"world": 4, "ep": 4}]
 )
-@pytest.mark.parametrize("axes", [EXPERT["axes"], ("vocab", "embed"), ("embed", "heads"), ("embed",)])
+@pytest.mark.parametrize("axes", [EXPERT["dims"], ("vocab", "embed"), ("embed", "heads"), ("embed",)])
 def test_shards_tile_the_logical_tensor(sizes, axes):
     whole = tuple({"experts": 8, "vocab": 16, "heads": 4, "expert_ff": 4}.get(axis, 3) for axis in axes)
     counts = torch.zeros(whole, dtype=torch.int64)
     for rank in range(sizes["world"]):
-        groups = groups_at(rank, **sizes)
-        mesh = [mesh_axis(groups, name) for name in axes]
-        p = parameter(tuple(n // (axis.size if axis else 1) for n, axis in zip(whole, mesh, strict=True)), axes=axes)
-        shard = shard_of(p, groups)
+        mesh = groups_at(rank, **sizes)
+        cutters = [mesh_axis(mesh, name) for name in axes]
+        p = parameter(tuple(n // (axis.size if axis else 1) for n, axis in zip(whole, cutters, strict=True)), dims=axes)
+        shard = shard_of(p, mesh)
         assert (shard.global_shape, shard.local_shape) == (whole, tuple(p.shape))
         counts[shard.slices] += 1
-        cut = {axis.name: axis.size for axis in sharded_axes(p, groups)}
+        cut = {axis.name: axis.size for axis in sharded_axes(p, mesh)}
         copies = sizes["world"] // math.prod(cut.values())
         if "tp" in cut or "experts" in axes:  # cut along every axis that is not the replicas'
-            assert replica_axis(p, groups).size == copies
+            assert replica_axis(p, mesh).size == copies
     assert counts.unique().tolist() == [copies]  # every element is held, and equally often
 
 
@@ -67,12 +67,12 @@ def test_by_eye_at_tp2_ep2_on_4_ranks():
     p = parameter((2, 3, 4), **EXPERT)  # 4 experts over ep 2, 8 columns over etp 2
     offsets = [shard_of(p, groups_at(rank, world=4, tp=2, ep=2)).offsets for rank in range(4)]
     assert offsets == [(0, 0, 0), (0, 0, 4), (2, 0, 0), (2, 0, 4)]
-    groups = groups_at(3, world=4, tp=2, ep=2)
-    assert [axis.name for axis in sharded_axes(p, groups)] == ["ep", "etp"]
-    assert replica_axis(p, groups).name == "edp"
-    dense = parameter((3,), axes=("embed",))
-    assert sharded_axes(dense, groups) == ()
-    assert replica_axis(dense, groups).ranks == (1, 3)
+    mesh = groups_at(3, world=4, tp=2, ep=2)
+    assert [axis.name for axis in sharded_axes(p, mesh)] == ["ep", "etp"]
+    assert replica_axis(p, mesh).name == "edp"
+    dense = parameter((3,), dims=("embed",))
+    assert sharded_axes(dense, mesh) == ()
+    assert replica_axis(dense, mesh).ranks == (1, 3)
 
 
 def test_one_process_holds_everything():
@@ -83,7 +83,7 @@ def test_one_process_holds_everything():
 
 def test_a_tag_must_fit_and_must_be_there():
     with pytest.raises(AssertionError, match="embed"):
-        tag(nn.Parameter(torch.empty(2, 3)), ParamSpec(axes=("embed",)))
+        tag(nn.Parameter(torch.empty(2, 3)), ParamSpec(dims=("embed",)))
     with pytest.raises(AssertionError, match="no ParamSpec"):
         spec_of(nn.Parameter(torch.empty(2)))
 
@@ -93,7 +93,7 @@ def test_tied_parameters_come_once():
     module.a = nn.Linear(2, 3, bias=False)
     module.b = nn.Linear(2, 3, bias=False)
     module.b.weight = module.a.weight
-    tag(module.a.weight, ParamSpec(axes=("ff", "embed")))
+    tag(module.a.weight, ParamSpec(dims=("ff", "embed")))
     assert [name for name, _, _ in tagged_parameters(module)] == ["a.weight"]
 
 
@@ -107,8 +107,8 @@ def test_tied_parameters_come_once():
 )
 def test_casting_keeps_what_must_stay_wide(dtype, router, dense):
     module = nn.Module()
-    module.router = parameter((2, 3), axes=("embed", "router_experts"), keep_fp32=True)
-    module.dense = parameter((2, 3), axes=("ff", "embed"))
+    module.router = parameter((2, 3), dims=("embed", "router_experts"), keep_fp32=True)
+    module.dense = parameter((2, 3), dims=("ff", "embed"))
     cast_module(module, dtype)
     assert (module.router.dtype, module.dense.dtype) == (router, dense)
     assert spec_of(module.router).keep_fp32
@@ -116,7 +116,7 @@ def test_casting_keeps_what_must_stay_wide(dtype, router, dense):
 
 def test_every_combination_of_sizes_has_one_axis_per_rule():
     for tp, ep in itertools.product((1, 2, 4), (1, 2)):
-        groups = groups_at(0, world=8, tp=tp, ep=ep)
-        assert mesh_axis(groups, "vocab").size == tp
-        assert mesh_axis(groups, "experts").size == ep
-        assert mesh_axis(groups, "embed") is None
+        mesh = groups_at(0, world=8, tp=tp, ep=ep)
+        assert mesh_axis(mesh, "vocab").size == tp
+        assert mesh_axis(mesh, "experts").size == ep
+        assert mesh_axis(mesh, "embed") is None

@@ -10,14 +10,14 @@ from conf.schema import ParallelConfig
 from parallel.layers.plain import LayerFactory, PlainLayers
 from parallel.layers.sharding import ParamSpec, cast_module, shard_of, spec_of
 from parallel.layers.tensor import TensorParallelLayers
-from parallel.mesh.axes import ParallelGroups
+from parallel.mesh.axes import Mesh
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 
 ROWS, REAL_ROWS, D, FF, B, L = 32, 17, 8, 16, 3, 5
-VOCAB = ParamSpec(axes=("vocab", "embed"))
-UP = ParamSpec(axes=("ff", "embed"))
-DOWN = ParamSpec(axes=("embed", "ff"))
+VOCAB = ParamSpec(dims=("vocab", "embed"))
+UP = ParamSpec(dims=("ff", "embed"))
+DOWN = ParamSpec(dims=("embed", "ff"))
 
 
 class Toy(nn.Module):
@@ -46,7 +46,7 @@ class Toy(nn.Module):
         return self.layers.cross_entropy(tied, targets_BL) + 2 * self.layers.cross_entropy(untied, targets_BL)
 
 
-def build(layers: LayerFactory, groups: ParallelGroups | None, dtype: torch.dtype) -> Toy:
+def build(layers: LayerFactory, mesh: Mesh | None, dtype: torch.dtype) -> Toy:
     """Built on meta, cast, given memory, filled with this rank's slices of the same logical weights."""
     with torch.device("meta"):
         module = Toy(layers)
@@ -54,8 +54,8 @@ def build(layers: LayerFactory, groups: ParallelGroups | None, dtype: torch.dtyp
     for i, (name, old) in enumerate(list(module.named_parameters())):
         spec = spec_of(old)
         shape, part = tuple(old.shape), ...
-        if groups is not None:
-            shard = shard_of(old, groups)
+        if mesh is not None:
+            shard = shard_of(old, mesh)
             shape, part = shard.global_shape, shard.slices
         full = torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 0.5
         new = nn.Parameter(full[part].to(dtype).clone())
@@ -71,16 +71,16 @@ def batch() -> tuple[Tensor, Tensor]:
     return tuple(torch.randint(0, REAL_ROWS, (B, L), generator=generator) for _ in range(2))
 
 
-def groups_of(tp: int) -> ParallelGroups:
+def groups_of(tp: int) -> Mesh:
     return init_groups(ParallelConfig(tp=tp, ep=1, etp=None, zero=0, backend="gloo", timeout_s=20))
 
 
 def compare(rank: int, world: int, dtype: torch.dtype, tolerance: float) -> None:
-    groups = groups_of(world)
+    mesh = groups_of(world)
     ids, targets = batch()
     weights = torch.linspace(0.5, 2, B * L).view(B, L).to(dtype)
     plain = build(PlainLayers(), None, dtype)
-    cut = build(TensorParallelLayers(groups), groups, dtype)
+    cut = build(TensorParallelLayers(mesh), mesh, dtype)
     expected, loss = plain(ids, targets), cut(ids, targets)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert loss.isfinite().all()
@@ -91,17 +91,17 @@ def compare(rank: int, world: int, dtype: torch.dtype, tolerance: float) -> None
     assert references.keys() == dict(cut.named_parameters()).keys()
     for name, parameter in cut.named_parameters():
         whole = references[name].grad
-        part = whole[shard_of(parameter, groups).slices]
+        part = whole[shard_of(parameter, mesh).slices]
         assert parameter.grad.dtype == dtype
         assert parameter.grad.isfinite().all()
         assert (parameter.grad - part).abs().max() <= tolerance * whole.abs().max(), name
 
 
 def logits_everywhere(rank: int, world: int) -> None:
-    groups = groups_of(world)
+    mesh = groups_of(world)
     ids, targets = batch()
     plain = build(PlainLayers(), None, torch.float32)
-    cut = build(TensorParallelLayers(groups), groups, torch.float32)
+    cut = build(TensorParallelLayers(mesh), mesh, torch.float32)
     logits, _ = cut.logits(ids)
     before = logits.detach().clone()
     torch.testing.assert_close(cut.layers.gather_logits(logits), plain.logits(ids)[0])
@@ -112,13 +112,13 @@ def logits_everywhere(rank: int, world: int) -> None:
 
 
 def names_and_marks(rank: int, world: int) -> dict[str, tuple]:
-    groups = groups_of(world)
+    mesh = groups_of(world)
     with torch.device("meta"):
-        cut = Toy(TensorParallelLayers(groups))
+        cut = Toy(TensorParallelLayers(mesh))
         plain = Toy(PlainLayers())
     assert list(cut.state_dict()) == list(plain.state_dict())
     assert all(p.is_meta for p in cut.parameters())
-    built = build(TensorParallelLayers(groups), groups, torch.float32)
+    built = build(TensorParallelLayers(mesh), mesh, torch.float32)
     built.load_state_dict(built.state_dict())  # strict: no name of Megatron-Core's own is expected or left over
     return {
         name: (p.tensor_model_parallel, p.partition_dim, p.partition_stride, tuple(p.shape))

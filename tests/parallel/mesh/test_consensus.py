@@ -15,12 +15,12 @@ from tests.harness import run_ranks
 
 
 def decide(rank: int, world: int) -> str:
-    groups = init_groups(ParallelConfig(tp=1, ep=1, etp=None, zero=0, backend="gloo", timeout_s=20))
-    assert any_rank(rank == 1, groups)
-    assert not any_rank(False, groups)
-    agree("group size", {"sequences": 4, "share": float("nan")}, groups)  # equal, though NaN is unequal to itself
+    mesh = init_groups(ParallelConfig(tp=1, ep=1, etp=None, zero=0, backend="gloo", timeout_s=20))
+    assert any_rank(rank == 1, mesh)
+    assert not any_rank(False, mesh)
+    agree("group size", {"sequences": 4, "share": float("nan")}, mesh)  # equal, though NaN is unequal to itself
     with pytest.raises(RankDisagreement) as caught:
-        agree("newest checkpoint", 200 if rank == 2 else 300, groups)
+        agree("newest checkpoint", 200 if rank == 2 else 300, mesh)
     return str(caught.value)
 
 
@@ -36,9 +36,9 @@ def test_a_single_process_agrees_with_itself():
 
 
 def _write_on_main(rank: int, world: int, path: Path) -> str:
-    groups = init_groups(ParallelConfig(tp=1, ep=1, etp=None, zero=1, backend="auto", timeout_s=20))
+    mesh = init_groups(ParallelConfig(tp=1, ep=1, etp=None, zero=1, backend="auto", timeout_s=20))
     try:
-        on_main(lambda: path.write_text(f"rank {rank}"), groups)
+        on_main(lambda: path.write_text(f"rank {rank}"), mesh)
     except SetupError as error:
         return str(error)
     return path.read_text()

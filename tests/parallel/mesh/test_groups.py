@@ -29,14 +29,14 @@ def compare_on_fake(rank: int, world: int, layouts: list, size: int) -> int:
     for tp, ep, etp in layouts:
         topology = make_topology(world=size, tp=tp, ep=ep, etp=etp)
         for r in range(size):
-            groups = init_groups(parallel_config(tp, ep, etp), backend="fake", world=size, rank=r)
+            mesh = init_groups(parallel_config(tp, ep, etp), backend="fake", world=size, rank=r)
             for name in AXIS_NAMES:
-                axis = getattr(groups, name)
+                axis = getattr(mesh, name)
                 assert axis.ranks == topology.members(name, r)
                 assert (axis.size, axis.rank) == (topology.size(name), topology.position(name, r))
                 assert (axis.group is None) == (axis.size == 1)
                 compared += 1
-            assert groups.is_main == (r == 0)
+            assert mesh.is_main == (r == 0)
             destroy_groups()
     return compared
 
@@ -47,18 +47,18 @@ def time_of_2048_ranks(rank: int, world: int) -> float:
     times = []
     for r in (0, 1234):
         began = time.process_time()  # other tests share the cores
-        groups = init_groups(parallel_config(tp=8, ep=64), backend="fake", world=2048, rank=r)
+        mesh = init_groups(parallel_config(tp=8, ep=64), backend="fake", world=2048, rank=r)
         times.append(time.process_time() - began)
-        assert (groups.dp.size, groups.edp.size, groups.world.rank) == (256, 4, r)
+        assert (mesh.dp.size, mesh.edp.size, mesh.world.rank) == (256, 4, r)
         destroy_groups()
     return min(times)
 
 
 def sums_on_gloo(rank: int, world: int) -> dict[str, float]:
-    groups = init_groups(parallel_config(tp=2, ep=2))
+    mesh = init_groups(parallel_config(tp=2, ep=2))
     sums = {}
     for name in ("tp", "dp", "ep", "etp", "edp", "world", "control"):
-        axis = getattr(groups, name)
+        axis = getattr(mesh, name)
         x = torch.tensor([2.0**rank])
         assert all_reduce(x, axis).item() == sum(2.0**r for r in axis.ranks)
         sums[name] = x.item()
@@ -82,11 +82,11 @@ def leave_without_megatron(rank: int, world: int) -> bool:
 
 def from_the_environment(rank: int, world: int, port: int) -> tuple[int, float]:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # RANK and WORLD_SIZE: the harness sets them
-    groups = init_groups(parallel_config(ep=2))
-    total = all_reduce(torch.tensor([float(rank + 1)]), groups.ep).item()
-    assert groups.control.group is not groups.world.group
+    mesh = init_groups(parallel_config(ep=2))
+    total = all_reduce(torch.tensor([float(rank + 1)]), mesh.ep).item()
+    assert mesh.control.group is not mesh.world.group
     destroy_groups()
-    return groups.ep.rank, total
+    return mesh.ep.rank, total
 
 
 def misuse(rank: int, world: int) -> str:
@@ -137,9 +137,9 @@ def test_wrong_sizes_and_backends_are_refused():
 def test_without_a_launcher_there_is_one_process_and_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
-    groups = init_groups(parallel_config())
-    assert groups.world.size == 1
-    assert groups.control.group is None
+    mesh = init_groups(parallel_config())
+    assert mesh.world.size == 1
+    assert mesh.control.group is None
     assert not torch.distributed.is_initialized()
     with pytest.raises(ConfigError, match=r"parallel\.ep"):
         init_groups(parallel_config(ep=2))

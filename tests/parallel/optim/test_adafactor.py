@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from parallel.layers.sharding import tag
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.groups import init_groups
 from parallel.optim.adafactor import COLUMN, FULL, ROW, Adafactor, moment_dims
 from tests.harness import run_ranks
@@ -47,7 +47,7 @@ def naive(name: str, decay: float = 0.0) -> torch.Tensor:
     return weight
 
 
-def trained(mesh: ParallelGroups, decay: float = 0.0) -> dict[str, torch.Tensor]:
+def trained(mesh: Mesh, decay: float = 0.0) -> dict[str, torch.Tensor]:
     parameters = {
         name: tag(nn.Parameter(take_shard(name, whole, mesh)), SPECS[name]) for name, whole in logical_weights().items()
     }

@@ -8,7 +8,7 @@ from torch import nn
 
 from conf.errors import NonFiniteError
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.groups import init_groups
 from parallel.optim.masters import MasterOptimizer
 from parallel.optim.parameters import build_adamw, optim_groups
@@ -18,7 +18,7 @@ from tests.parallel.engine.engine_toy import SHAPES, SPECS, Toy, logical_weights
 CFG = run_config(zero=0)
 
 
-def masters(module: nn.Module, mesh: ParallelGroups, clip_norm: float = 0.0) -> MasterOptimizer:
+def masters(module: nn.Module, mesh: Mesh, clip_norm: float = 0.0) -> MasterOptimizer:
     groups = optim_groups(module, CFG.optim.weight_decay)
     optimizer = MasterOptimizer(groups, lambda g: build_adamw(g, CFG.optim), mesh, clip_norm=clip_norm)
     optimizer.set_lr(0.1)
@@ -27,7 +27,7 @@ def masters(module: nn.Module, mesh: ParallelGroups, clip_norm: float = 0.0) -> 
 
 def one_weight(dtype: torch.dtype) -> nn.Module:
     module = nn.Module()
-    module.weight = tag(nn.Parameter(torch.ones(1, 1, dtype=dtype)), ParamSpec(axes=("ff", "embed")))
+    module.weight = tag(nn.Parameter(torch.ones(1, 1, dtype=dtype)), ParamSpec(dims=("ff", "embed")))
     return module
 
 
@@ -59,7 +59,7 @@ def test_fp32_weights_are_their_own_masters():
 def test_the_norm_of_many_elements_is_exact():
     weight = nn.Parameter(torch.zeros(2**20, 1))
     module = nn.Module()
-    module.weight = tag(weight, ParamSpec(axes=("ff", "embed")))
+    module.weight = tag(weight, ParamSpec(dims=("ff", "embed")))
     weight.grad = torch.rand(2**20, 1, generator=torch.Generator().manual_seed(0))
     assert masters(module, single_process()).global_norm().item() == pytest.approx(weight.grad.double().norm().item())
 

@@ -28,8 +28,8 @@ def _save(rank: int, world: int, root: Path, layout: tuple) -> None:
 def _read_all(rank: int, world: int, path: Path, layouts: list) -> int:
     compared = 0
     for layout in layouts:
-        groups = toy.groups_for(layout)
-        shards = toy.shards_of(groups)
+        mesh = toy.groups_for(layout)
+        shards = toy.shards_of(mesh)
         reader = CheckpointReader(path)
         reader.check_names(shards)
         read = reader.for_engine(shards)
@@ -43,8 +43,8 @@ def _read_all(rank: int, world: int, path: Path, layouts: list) -> int:
         assert row is not None
         assert torch.equal(row, toy.logical("row", "wi", 3)[tuple(shards["wi"].slices[d] for d in toy.ROWS)])
         assert read("norm", "row") is None
-        module = toy.Toy(groups).bfloat16()
-        load_weights(module, reader, groups)
+        module = toy.Toy(mesh).bfloat16()
+        load_weights(module, reader, mesh)
         want = toy.logical("master", "query", 3)[shards["query"].slices].bfloat16()
         assert torch.equal(module.query, want)
     return compared

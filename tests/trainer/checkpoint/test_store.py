@@ -31,22 +31,22 @@ def names(root: Path) -> list[str]:
 
 
 def _save_with_fault(rank: int, world: int, root: Path, bad_rank: int, point: str, action: str) -> None:
-    groups = toy.groups_for(LAYOUT)
-    toy.save_steps(root, groups, (1,))
+    mesh = toy.groups_for(LAYOUT)
+    toy.save_steps(root, mesh, (1,))
     if rank == bad_rank:
         toy.fault_at(point, action)
-    toy.save_steps(root, groups, (2,))
+    toy.save_steps(root, mesh, (2,))
 
 
 def _resume(rank: int, world: int, root: Path) -> tuple[str, bool]:
-    groups = toy.groups_for(LAYOUT)
-    store = CheckpointStore(root, groups)
+    mesh = toy.groups_for(LAYOUT)
+    store = CheckpointStore(root, mesh)
     path = store.latest_valid()
     assert path is not None
     reader = CheckpointReader(path)
     equal = all(
         torch.equal(reader.read("master", n, s), toy.logical("master", n, reader.step)[s.slices])
-        for n, s in toy.shards_of(groups).items()
+        for n, s in toy.shards_of(mesh).items()
     )
     store.close()
     return path.name, equal
@@ -176,21 +176,21 @@ def test_ranks_that_do_not_share_the_disk_are_refused(tmp_path: Path) -> None:
 
 
 def _full_disk(rank: int, world: int, root: Path) -> list:
-    groups = toy.groups_for(LAYOUT)
-    toy.save_steps(root, groups, (1,))
-    store = CheckpointStore(root, groups, max_failures=2)
-    shards, seen = toy.shards_of(groups), []
+    mesh = toy.groups_for(LAYOUT)
+    toy.save_steps(root, mesh, (1,))
+    store = CheckpointStore(root, mesh, max_failures=2)
+    shards, seen = toy.shards_of(mesh), []
     if rank == 1:
         toy.fault_at("mid_save", "enospc")
     for step in (2, 3):
-        store.save(step, toy.owned(groups, step), shards, {"step": step})
+        store.save(step, toy.owned(mesh, step), shards, {"step": step})
         with pytest.raises(CheckpointError, match=r"rank 1: .*No space left"):
             store.wait()
         seen.append((store.failed, store.failed_in_a_row))
     with pytest.raises(CheckpointError, match="3 saves in a row"):
-        store.save(4, toy.owned(groups, 4), shards, {"step": 4})
+        store.save(4, toy.owned(mesh, 4), shards, {"step": 4})
     toy.set_fault_hook(None)  # somebody has made room
-    store.save(5, toy.owned(groups, 5), shards, {"step": 5})
+    store.save(5, toy.owned(mesh, 5), shards, {"step": 5})
     assert store.wait() is not None
     seen.append((store.failed, store.failed_in_a_row))
     store.close()
@@ -206,18 +206,18 @@ def test_a_full_disk_on_one_rank_fails_the_save_everywhere(tmp_path: Path) -> No
 
 def _recover(rank: int, world: int, root: Path) -> tuple:
     """A failed save is seen by `poll` within a step and forgotten after a good one."""
-    groups = toy.groups_for((1, 1, None))
-    store = CheckpointStore(root, groups)
-    shards = toy.shards_of(groups)
+    mesh = toy.groups_for((1, 1, None))
+    store = CheckpointStore(root, mesh)
+    shards = toy.shards_of(mesh)
     if rank == 1:
         toy.fault_at("mid_save", "enospc")
-    store.save(1, toy.owned(groups, 1), shards, {})
+    store.save(1, toy.owned(mesh, 1), shards, {})
     result = None
     while result is None:
         time.sleep(0.01)
         result = store.poll()
     toy.set_fault_hook(None)
-    store.save(2, toy.owned(groups, 2), shards, {})
+    store.save(2, toy.owned(mesh, 2), shards, {})
     good = store.wait()
     assert good is not None
     store.close()
@@ -232,8 +232,8 @@ def test_a_failed_background_save_is_reported_once(tmp_path: Path) -> None:
 
 
 def _collide(rank: int, world: int, root: Path, how: str) -> str:
-    groups = toy.groups_for((1, 1, None))
-    store = CheckpointStore(root, groups)
+    mesh = toy.groups_for((1, 1, None))
+    store = CheckpointStore(root, mesh)
     shard = Shard(global_shape=(4,), offsets=(2 * rank if how == "gap" else 0,), local_shape=(2,))
     value = torch.full((2,), float(rank))
     given = [] if how == "gap" and rank == 1 else [StateTensor(name="experts.0", kind="master", value=value)]
@@ -272,16 +272,16 @@ def test_pieces_that_do_not_fit_are_refused_on_all_ranks(tmp_path: Path, how: st
 
 
 def _overlap(rank: int, world: int, root: Path, steps: int) -> int:
-    groups = toy.groups_for((2, 1, None))
-    store = CheckpointStore(root, groups, keep_last=2)
-    shards = toy.shards_of(groups)
+    mesh = toy.groups_for((2, 1, None))
+    store = CheckpointStore(root, mesh, keep_last=2)
+    shards = toy.shards_of(mesh)
     value = torch.ones(64)
     reported = 0
     for step in range(1, steps + 1):
-        store.save(step, toy.owned(groups, step), shards, {"step": step})
+        store.save(step, toy.owned(mesh, step), shards, {"step": step})
         for _ in range(3):
             dist.all_reduce(value)
-            dist.barrier(group=groups.control.group)
+            dist.barrier(group=mesh.control.group)
             value /= world
         reported += store.poll() is not None
     store.wait()

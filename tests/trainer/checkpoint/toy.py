@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from conf.schema import ParallelConfig
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import ParamSpec, Shard, mesh_axis, replica_axis, shard_of, tag, tagged_parameters
-from parallel.mesh.axes import ParallelGroups, single_process
+from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.collectives import set_fault_hook
 from parallel.mesh.groups import init_groups
 from trainer.checkpoint.store import CheckpointStore
@@ -44,23 +44,23 @@ def logical(kind: str, name: str, step: int) -> Tensor:
 class Toy(nn.Module):
     """Empty local parameters of this rank's shapes."""
 
-    def __init__(self, groups: ParallelGroups) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         super().__init__()
         for name, (shape, axes) in LOGICAL.items():
-            sizes = [mesh_axis(groups, axis).size if mesh_axis(groups, axis) else 1 for axis in axes]
+            sizes = [mesh_axis(mesh, axis).size if mesh_axis(mesh, axis) else 1 for axis in axes]
             local = [n // size for n, size in zip(shape, sizes, strict=True)]
-            setattr(self, name, tag(nn.Parameter(torch.zeros(local)), ParamSpec(axes=axes)))
+            setattr(self, name, tag(nn.Parameter(torch.zeros(local)), ParamSpec(dims=axes)))
 
 
-def shards_of(groups: ParallelGroups) -> dict[str, Shard]:
-    return {name: shard_of(p, groups) for name, p, _ in tagged_parameters(Toy(groups))}
+def shards_of(mesh: Mesh) -> dict[str, Shard]:
+    return {name: shard_of(p, mesh) for name, p, _ in tagged_parameters(Toy(mesh))}
 
 
-def owned(groups: ParallelGroups, step: int) -> Iterator[StateTensor]:
+def owned(mesh: Mesh, step: int) -> Iterator[StateTensor]:
     """What this rank owns. Tensor ranks all give their copy of `norm`, as an engine might."""
-    shards = shards_of(groups)
-    for i, (name, p, _) in enumerate(tagged_parameters(Toy(groups))):
-        replicas = replica_axis(p, groups)
+    shards = shards_of(mesh)
+    for i, (name, p, _) in enumerate(tagged_parameters(Toy(mesh))):
+        replicas = replica_axis(p, mesh)
         if i % replicas.size != replicas.rank:
             continue
         for kind in KINDS:
@@ -70,16 +70,16 @@ def owned(groups: ParallelGroups, step: int) -> Iterator[StateTensor]:
             yield StateTensor(name=name, kind="row", value=logical("row", name, step)[cut], dims=ROWS)
 
 
-def groups_for(layout: tuple[int, int, int | None]) -> ParallelGroups:
+def groups_for(layout: tuple[int, int, int | None]) -> Mesh:
     tp, ep, etp = layout
     return init_groups(ParallelConfig(tp=tp, ep=ep, etp=etp, zero=1, backend="auto", timeout_s=20))
 
 
-def save_steps(root: Path, groups: ParallelGroups, steps: tuple[int, ...], **options: int) -> None:
+def save_steps(root: Path, mesh: Mesh, steps: tuple[int, ...], **options: int) -> None:
     """Write whole checkpoints, one after the other."""
-    store = CheckpointStore(root, groups, **{"keep_last": 100, **options})
+    store = CheckpointStore(root, mesh, **{"keep_last": 100, **options})
     for step in steps:
-        store.save(step, owned(groups, step), shards_of(groups), {"step": step})
+        store.save(step, owned(mesh, step), shards_of(mesh), {"step": step})
         store.wait()
     store.close()
 

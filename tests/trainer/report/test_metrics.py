@@ -88,11 +88,11 @@ def _reduce_on_ranks(rank, world):
     from conf.compose import compose
     from parallel.mesh.groups import init_groups
 
-    groups = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
+    mesh = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
     meter = Meter(pieces=100, layer_names=("encoder.1",))
     load = [4.0, 0.0] if rank == 0 else [0.0, 2.0]
     meter.add(output(LOSSES, [routing(load, load, tokens=sum(load))]), TARGETS, PARTS)
-    report = meter.reduce(groups)
+    report = meter.reduce(mesh)
     return report.tokens, report.aux_loss, report.layers[0].load
 
 
