@@ -19,7 +19,6 @@ DefectsName = Literal["mended", "reproduced"]
 RouterPrecision = Literal["fp32", "activation"]
 Ffn = Literal["relu", "gated_gelu"]
 MoeKind = Literal["switch", "dense"]
-OptimizerName = Literal["adamw", "adafactor"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
@@ -128,7 +127,7 @@ class ParallelConfig:
 class OptimConfig:
     """Optimizer; the learning rate comes from `ScheduleConfig`."""
 
-    name: OptimizerName
+    name: str  # a row of conf.optimizers
     beta1: float  # AdamW; 0 with Adafactor, which keeps no first moment
     beta2: float  # AdamW
     epsilon: float  # AdamW: added to the root of the second moment; Adafactor: to squared gradients

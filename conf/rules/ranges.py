@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 from conf.errors import ConfigError
@@ -29,6 +30,13 @@ def share(
     if value < 0 or value > 1 or (value == 1 and upper == "excluded"):
         bracket = "]" if upper == "included" else ")"
         yield ConfigError(field, got=value, needs=f"a number in [0, 1{bracket}", hint=f"{field}={usual}")
+
+
+def one_of(field: str, value: str, choices: Collection[str]) -> Iterator[ConfigError]:
+    """`value` is a row of a table; the most similar one is the value to try."""
+    if value not in choices:
+        like = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) or list(choices)
+        yield ConfigError(field, got=value, needs="one of " + ", ".join(choices), hint=f"{field}={like[0]}")
 
 
 def check_path(field: str, path: str, what: str) -> Iterator[ConfigError]:

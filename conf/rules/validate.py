@@ -12,11 +12,12 @@ from typing import Literal
 
 from conf.derived.derive import STACKS, sparse_layers, stack_depth, world_size
 from conf.errors import ConfigError
+from conf.optimizers import OPTIMIZERS
 from conf.reading.convert import raise_all
 from conf.routing.settings import check_router
 from conf.rules.data import check_corruption, check_data, check_files, check_vocabulary
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
-from conf.rules.ranges import at_least, check_path, positive, share
+from conf.rules.ranges import at_least, check_path, one_of, positive, share
 from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, Stack, TrainConfig
 
 Files = Literal["checked", "unchecked"]
@@ -148,7 +149,8 @@ def check_sparse(cfg: RunConfig) -> Problems:
 
 
 def check_optim(optim: OptimConfig) -> Problems:
-    """Ranges of the optimizer."""
+    """Name and ranges of the optimizer."""
+    yield from one_of("optim.name", optim.name, OPTIMIZERS)
     for name, usual in (("beta1", 0.9), ("beta2", 0.98)):
         yield from share(f"optim.{name}", getattr(optim, name), usual)
     for name, usual in (("epsilon", 1e-8), ("decay_rate", 0.8), ("clip_threshold", 1.0)):
@@ -180,19 +182,21 @@ def check_schedule(cfg: RunConfig) -> Problems:
             needs=f"at most train.steps = {steps}",
             hint=f"schedule.warmup_steps={steps // 10}",
         )
-    if cfg.optim.name == "adafactor" and cfg.parallel.zero:
+    name, row = cfg.optim.name, OPTIMIZERS[cfg.optim.name]
+    if cfg.parallel.zero not in row.zero:
+        legal = " or ".join(map(str, row.zero))
         yield ConfigError(
             "parallel.zero",
             got=cfg.parallel.zero,
-            needs="0 with adafactor: ZeRO flattens parameters, and factored moments need their rows and columns",
-            hint="parallel.zero=0",
+            needs=f"{legal} with {name}: {row.zero_reason}",
+            hint=f"parallel.zero={row.zero[-1]}",
         )
-    if cfg.optim.name == "adafactor" and cfg.optim.beta1:
+    if cfg.optim.beta1 and not row.first_moment:
         yield ConfigError(
             "optim.beta1",
             got=cfg.optim.beta1,
-            needs="0 with adafactor, which has no first moment here",
-            hint="optim=adafactor, the preset, or optim.beta1=0",
+            needs=f"0 with {name}, which has no first moment here",
+            hint=f"optim={name}, the preset, or optim.beta1=0",
         )
     if cfg.train.resume == "required" and cfg.name is None:
         yield ConfigError("name", got=None, needs="the run to resume", hint="name=NAME, a folder below runs_dir")

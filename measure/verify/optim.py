@@ -5,26 +5,34 @@ Shape suffixes: R rows and C columns of the last two dims; dims before them (exp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from conf.errors import ConfigError
 from conf.schema import OptimConfig
 
 
 def build_reference(optim: OptimConfig, masters: Mapping[str, Tensor], decayed: Mapping[str, bool]) -> Optimizer:
-    """The optimizer of `optim` over named fp32 masters; weight decay where `decayed` says so."""
+    """The optimizer of `optim` over named fp32 masters; weight decay where `decayed` says so.
+
+    Raises ConfigError for an optimizer that has no reference here.
+    """
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in masters.items() if decayed[name]], "weight_decay": optim.weight_decay},
         {"params": [p for name, p in masters.items() if not decayed[name]], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.epsilon)
-    return PlainAdafactor(groups, optim)
+    if optim.name not in REFERENCES:
+        raise ConfigError("optim.name", got=optim.name, needs="one with a reference: " + ", ".join(REFERENCES))
+    return REFERENCES[optim.name](groups, optim)
+
+
+def _adamw(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.epsilon)
 
 
 class PlainAdafactor(Optimizer):
@@ -68,3 +76,10 @@ def _mixed(old: Tensor | None, new: Tensor, keep: float) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     return (x**2).mean().sqrt()
+
+
+# `optim.name` -> what it is on whole tensors.
+REFERENCES: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
+    "adamw": _adamw,
+    "adafactor": PlainAdafactor,
+}

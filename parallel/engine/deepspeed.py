@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from conf.errors import ConfigError
+from conf.optimizers import OPTIMIZERS
 from conf.schema import RunConfig
 from parallel.engine.expert_groups import (
     MpuAdapter,
@@ -26,9 +26,8 @@ from parallel.engine.zero import ZeroEngine
 from parallel.engine.zero0 import MastersEngine, ReducedMasters
 from parallel.layers.sharding import tagged_parameters
 from parallel.mesh.axes import Mesh
-from parallel.optim.adafactor import Adafactor
-from parallel.optim.masters import MasterOptimizer
-from parallel.optim.parameters import OptimGroup, build_adamw, optim_groups
+from parallel.optim.kinds import ParamGroups, optimizer_kind
+from parallel.optim.parameters import OptimGroup, optim_groups
 
 BUCKET_ELEMENTS = 2**25  # gradients reduced at once; DeepSpeed's default allocates 2 GB however small the model
 
@@ -37,8 +36,7 @@ def build_engine(module: nn.Module, cfg: RunConfig, mesh: Mesh) -> Engine:
     """The engine of `cfg.parallel.zero` around a module on its device, cast (`cast_module`), parameters tagged.
 
     Uses the default process group; in a single process without one it makes a group of one rank, because DeepSpeed
-    insists. Replaces DeepSpeed's global expert groups by those of `groups`. Raises ConfigError for an optimizer that
-    the stage cannot shard.
+    insists. Replaces DeepSpeed's global expert groups by those of `mesh`.
     """
     _check(module, cfg)
     _prepare_process(on_gpu=next(module.parameters()).is_cuda)
@@ -47,21 +45,20 @@ def build_engine(module: nn.Module, cfg: RunConfig, mesh: Mesh) -> Engine:
     if has_experts:
         register_expert_groups(process_groups)
     found = optim_groups(module, cfg.optim.weight_decay)
+    kind = optimizer_kind(cfg.optim.name)
     if cfg.parallel.zero == 0:
-        optimizer = _build_masters(found, cfg, mesh)
+        optimizer = ReducedMasters(
+            found, lambda groups: kind.build(groups, cfg.optim, mesh), mesh, clip_norm=cfg.optim.clip_norm
+        )
         engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
-        return MastersEngine(module, engine, optimizer, accumulation=cfg.train.accumulation)
-    adamw = build_adamw(_zero_groups(found, mesh), cfg.optim)
-    engine = _initialize(module, adamw, cfg, process_groups, has_experts=has_experts)
-    return ZeroEngine(module, engine, mesh, accumulation=cfg.train.accumulation)
+        return MastersEngine(module, engine, optimizer, kind, accumulation=cfg.train.accumulation)
+    optimizer = kind.build(_zero_groups(found, mesh), cfg.optim, mesh)
+    engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
+    return ZeroEngine(module, engine, mesh, kind, accumulation=cfg.train.accumulation)
 
 
 def _check(module: nn.Module, cfg: RunConfig) -> None:
-    if cfg.optim.name == "adafactor" and cfg.parallel.zero != 0:
-        raise ConfigError(
-            "optim.name", got="adafactor", needs="parallel.zero=0, because ZeRO flattens the tensors it would factor",
-            hint="parallel.zero=0 or optim=adamw",
-        )  # fmt: skip
+    assert cfg.parallel.zero in OPTIMIZERS[cfg.optim.name].zero, "conf.rules refuses this stage"
     dtype = compute_dtype(cfg.train.precision)
     for name, parameter, spec in tagged_parameters(module):
         wanted = torch.float32 if spec.keep_fp32 else dtype
@@ -85,20 +82,13 @@ def _prepare_process(*, on_gpu: bool) -> None:
     logger.setLevel(logging.WARNING)
 
 
-def _build_masters(found: list[OptimGroup], cfg: RunConfig, mesh: Mesh) -> MasterOptimizer:
-    def build(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-        return build_adamw(groups, cfg.optim) if cfg.optim.name == "adamw" else Adafactor(groups, cfg.optim, mesh)
-
-    return ReducedMasters(found, build, mesh, clip_norm=cfg.optim.clip_norm)
-
-
-def _zero_groups(found: list[OptimGroup], mesh: Mesh) -> list[dict[str, object]]:
+def _zero_groups(found: list[OptimGroup], mesh: Mesh) -> ParamGroups:
     """Parameter groups as DeepSpeed wants them: expert groups carry `moe` and the name of their process group.
 
     bf16 groups come first: DeepSpeed takes the dtype of the first group for that of all, and sums micro-batches in
     fp32 apart from `.grad` only where it is lower than fp32 (ADR 005).
     """
-    groups: list[dict[str, object]] = []
+    groups: ParamGroups = []
     for g in sorted(found, key=lambda g: g.dtype == torch.float32):
         name = expert_group_name(mesh) if g.is_expert else f"dense{len(groups)}"
         groups.append({"params": list(g.params), "weight_decay": g.weight_decay, "name": name, "moe": g.is_expert})
@@ -140,6 +130,7 @@ def _deepspeed_config(module: nn.Module, cfg: RunConfig) -> dict[str, Any]:
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },
+        "zero_allow_untested_optimizer": True,  # which stages an optimizer can be sharded at is in conf.optimizers
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "wall_clock_breakdown": False,

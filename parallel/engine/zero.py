@@ -16,17 +16,19 @@ from parallel.engine.protocol import MASTER, STEP, StateTensor, StepResult
 from parallel.layers.sharding import replica_axis, tagged_parameters
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
-from parallel.optim.parameters import fresh_state, is_first_tensor_copy
+from parallel.optim.kinds import OptimizerKind
+from parallel.optim.parameters import is_first_tensor_copy
 
 
 class ZeroEngine(Driver):
     """`Engine` at ZeRO 1 and 2."""
 
-    def __init__(self, module: nn.Module, engine: Any, mesh: Mesh, *, accumulation: int) -> None:
+    def __init__(self, module: nn.Module, engine: Any, mesh: Mesh, kind: OptimizerKind, *, accumulation: int) -> None:
         super().__init__(module, engine, accumulation=accumulation)
         self._mesh = mesh
         self._zero = engine.optimizer
-        self._adamw: torch.optim.Optimizer = engine.optimizer.optimizer
+        self._kind = kind
+        self._inner: torch.optim.Optimizer = engine.optimizer.optimizer
         self._flat = _locate(module, self._zero, mesh)
         # The norm shows whether a gradient overflowed, and with this the step refuses it; DeepSpeed's own search
         # through all gradients for the same answer is left out.
@@ -44,7 +46,7 @@ class ZeroEngine(Driver):
 
     def step(self, lr: float) -> StepResult:
         """See `Engine`."""
-        for group in self._adamw.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = lr
         self._take_step()
         if self._zero.overflow:
@@ -91,10 +93,10 @@ class ZeroEngine(Driver):
     def load_state(self, read: Callable[[str, str], Tensor | None], *, weights_only: bool = False) -> None:
         """See `Engine`. Each rank copies the part that lies in its partition; compute weights are gathered."""
         self._steps = 0 if weights_only else read_steps(read)
-        self._adamw.state.clear()
+        self._inner.state.clear()
         if self._steps > 0:
             for master in self._zero.single_partition_of_fp32_groups:
-                self._adamw.state[master] = fresh_state(self._adamw, master, self._steps)
+                self._inner.state[master] = self._kind.fresh_state(master, self._steps)
         for where in self._flat:
             mine = where.fragment(where.axis.rank)
             if mine is None:
@@ -115,7 +117,7 @@ class ZeroEngine(Driver):
     def _state_of(self, group: int) -> dict[str, Tensor]:
         """Flat partitions of an optimizer group: master and the moments that exist, without the step count."""
         master = self._zero.single_partition_of_fp32_groups[group]
-        moments = self._adamw.state.get(master, {})
+        moments = self._inner.state.get(master, {})
         return {MASTER: master} | {kind: value for kind, value in moments.items() if kind != STEP}
 
 

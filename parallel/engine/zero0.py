@@ -12,9 +12,9 @@ from parallel.engine.driver import Driver
 from parallel.engine.owners import StateItem, assign_owners, read_required, read_steps
 from parallel.engine.protocol import MASTER, STEP, StateTensor, StepResult
 from parallel.layers.sharding import spec_of, tagged_parameters
-from parallel.optim.adafactor import moment_dims
+from parallel.optim.kinds import OptimizerKind
 from parallel.optim.masters import MasterOptimizer
-from parallel.optim.parameters import fresh_state, is_first_tensor_copy
+from parallel.optim.parameters import is_first_tensor_copy
 
 
 class ReducedMasters(MasterOptimizer):
@@ -35,9 +35,11 @@ class ReducedMasters(MasterOptimizer):
 class MastersEngine(Driver):
     """`Engine` at ZeRO 0."""
 
-    def __init__(self, module: nn.Module, engine: Any, optimizer: MasterOptimizer, *, accumulation: int) -> None:
+    def __init__(
+        self, module: nn.Module, engine: Any, optimizer: MasterOptimizer, kind: OptimizerKind, *, accumulation: int
+    ) -> None:
         super().__init__(module, engine, accumulation=accumulation)
-        self._optimizer = optimizer
+        self._optimizer, self._kind = optimizer, kind
 
     def gradients_finite(self) -> bool:
         """See `Engine`."""
@@ -66,7 +68,7 @@ class MastersEngine(Driver):
         """See `Engine`. Every rank of the data axis has every shard: nothing is sent."""
         mesh = self._optimizer.mesh
         items = [
-            StateItem(name=name, parameter=p, kind=kind, nbytes=value.nbytes, dims=moment_dims(kind, p))
+            StateItem(name=name, parameter=p, kind=kind, nbytes=value.nbytes, dims=self._kind.moment_dims(kind, p))
             for name, p, _ in tagged_parameters(self._module)
             for kind, value in self._state_of(p).items()
         ]
@@ -86,7 +88,7 @@ class MastersEngine(Driver):
             master = optimizer.master_of[p]
             master.copy_(read_required(read, name, MASTER, tuple(master.shape)))
             if self._steps > 0:
-                optimizer.inner.state[master] = fresh_state(optimizer.inner, master, self._steps)
+                optimizer.inner.state[master] = self._kind.fresh_state(master, self._steps)
             for kind, value in self._state_of(p).items():
                 if kind != MASTER:
                     value.copy_(read_required(read, name, kind, tuple(value.shape)))

@@ -16,6 +16,7 @@ from conf.schema import OptimConfig
 from parallel.layers.sharding import mesh_axis, shard_of, sharded_axes, spec_of
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
+from parallel.optim.kinds import OptimizerKind, ParamGroups
 
 ROW = "exp_avg_sq_row"  # mean over columns: the parameter's dims without the last
 COLUMN = "exp_avg_sq_col"  # mean over rows: without the last but one
@@ -35,21 +36,10 @@ class Adafactor(Optimizer):
     False drops the factor max(1e-3, RMS(x)).
     """
 
-    def __init__(self, params: Any, optim: OptimConfig, mesh: Mesh) -> None:
+    def __init__(self, params: ParamGroups, optim: OptimConfig, mesh: Mesh) -> None:
         super().__init__(params, {"lr": 0.0, "weight_decay": 0.0})
         self._optim = optim
         self._mesh = mesh
-
-    def fresh_state(self, parameter: Tensor, step: int) -> dict[str, Any]:
-        """Zero moments and the step count; see `optim.FreshState`."""
-        if not _is_factored(parameter):
-            return {"step": step, FULL: torch.zeros_like(parameter)}
-        *batch, rows, columns = parameter.shape
-        return {
-            "step": step,
-            ROW: parameter.new_zeros(*batch, rows),
-            COLUMN: parameter.new_zeros(*batch, columns),
-        }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -63,7 +53,7 @@ class Adafactor(Optimizer):
     def _update(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if not state:
-            state.update(self.fresh_state(parameter, 0))
+            state.update(fresh_state(parameter, 0))
         state["step"] += 1
         decay = 1.0 - state["step"] ** -self._optim.decay_rate
         assert parameter.grad is not None
@@ -103,6 +93,18 @@ class Adafactor(Optimizer):
         return (total / count).sqrt().clamp(min=LEAST)
 
 
+def fresh_state(parameter: Tensor, step: int) -> dict[str, Any]:
+    """Zero moments and the step count."""
+    if not _is_factored(parameter):
+        return {"step": step, FULL: torch.zeros_like(parameter)}
+    *batch, rows, columns = parameter.shape
+    return {
+        "step": step,
+        ROW: parameter.new_zeros(*batch, rows),
+        COLUMN: parameter.new_zeros(*batch, columns),
+    }
+
+
 def moment_dims(kind: str, parameter: Tensor) -> tuple[int, ...] | None:
     """Dims of the parameter that a state tensor of this kind keeps; None: all."""
     last = parameter.dim() - 1
@@ -113,3 +115,6 @@ def moment_dims(kind: str, parameter: Tensor) -> tuple[int, ...] | None:
 def _is_factored(parameter: Tensor) -> bool:
     """Whether the last two dims form a matrix; a bank of vectors, one an expert, is kept whole."""
     return parameter.dim() >= 2 and "experts" not in spec_of(parameter).dims[-2:]
+
+
+KIND = OptimizerKind(build=Adafactor, fresh_state=fresh_state, moment_dims=moment_dims)

@@ -12,6 +12,7 @@ from conf.errors import NonFiniteError
 from parallel.layers.sharding import spec_of, tag
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
+from parallel.optim.kinds import ParamGroups
 from parallel.optim.parameters import OptimGroup, is_counted
 
 
@@ -26,7 +27,7 @@ class MasterOptimizer(Optimizer):
     def __init__(
         self,
         groups: list[OptimGroup],
-        build: Callable[[list[dict[str, object]]], Optimizer],
+        build: Callable[[ParamGroups], Optimizer],
         mesh: Mesh,
         *,
         clip_norm: float,

@@ -1,14 +1,12 @@
-"""Which parameters share an optimizer setting, and AdamW over them. Everything follows from the tags of `layout`."""
+"""Which parameters share an optimizer setting, and who counts them. All follows from the tags of `layers.sharding`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from conf.schema import OptimConfig
 from parallel.layers.sharding import mesh_axis, sharded_axes, spec_of, tagged_parameters
 from parallel.mesh.axes import Axis, Mesh
 
@@ -62,29 +60,3 @@ def is_first_tensor_copy(parameter: Tensor, mesh: Mesh, dims: tuple[int, ...] | 
     tensor = mesh.etp if spec.is_expert else mesh.tp
     axes = (mesh_axis(mesh, spec.dims[dim]) for dim in kept)
     return tensor.rank == 0 or any(axis is not None and axis.name == tensor.name for axis in axes)
-
-
-def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> dict[str, Any]:
-    """State of a parameter after `step` steps with every moment zero; `FreshState` or torch's AdamW."""
-    if isinstance(optimizer, torch.optim.AdamW):
-        return {
-            "step": torch.tensor(float(step)),  # on CPU, as AdamW itself makes it
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-    assert isinstance(optimizer, FreshState), f"{type(optimizer).__name__} cannot say what its state looks like"
-    return optimizer.fresh_state(parameter, step)
-
-
-@runtime_checkable
-class FreshState(Protocol):
-    """An optimizer that can make the state of a parameter before the first step, so that one can be loaded into it."""
-
-    def fresh_state(self, parameter: Tensor, step: int) -> dict[str, Any]:
-        """State with every moment zero and the step count given."""
-        ...
-
-
-def build_adamw(groups: list[dict[str, object]], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay (Loshchilov & Hutter 2019); the learning rate is set before every step."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.epsilon, weight_decay=0.0)

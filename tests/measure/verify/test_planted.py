@@ -51,7 +51,7 @@ def rate_one_percent_higher(job):
 
 
 def experts_without_decay(job):
-    for group in job.engine._adamw.param_groups:
+    for group in job.engine._inner.param_groups:
         if group["moe"]:
             group["weight_decay"] = 0.0
 

@@ -118,14 +118,16 @@ class OracleStep:
     weights: dict[str, Tensor]
 
 
-def oracle(cfg: RunConfig, steps: int, lr: float, *, shards: int) -> list[OracleStep]:
-    """fp64 training in one process: the mean over `shards` x accumulation micro-batches, clip, AdamW."""
+def adamw(groups: list[dict], cfg: RunConfig, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=(cfg.optim.beta1, cfg.optim.beta2), eps=cfg.optim.epsilon)
+
+
+def oracle(cfg: RunConfig, steps: int, lr: float, *, shards: int, build=adamw) -> list[OracleStep]:
+    """fp64 training in one process: the mean over `shards` x accumulation micro-batches, clip, the optimizer."""
     weights = {name: w.double().requires_grad_() for name, w in logical_weights().items()}
     decay = cfg.optim.weight_decay
-    optimizer = torch.optim.AdamW(
-        [{"params": [w], "weight_decay": decay if SPECS[n].decay else 0.0} for n, w in weights.items()],
-        lr=lr, betas=(cfg.optim.beta1, cfg.optim.beta2), eps=cfg.optim.epsilon,
-    )  # fmt: skip
+    groups = [{"params": [w], "weight_decay": decay if SPECS[n].decay else 0.0} for n, w in weights.items()]
+    optimizer = build(groups, cfg, lr)
     done = []
     for step in range(steps):
         optimizer.zero_grad()

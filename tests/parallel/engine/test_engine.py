@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from conf.errors import ConfigError
 from parallel.engine.deepspeed import build_engine
 from parallel.mesh.axes import single_process
 from parallel.mesh.groups import init_groups
@@ -89,7 +88,7 @@ def building(rank: int, world: int) -> None:
     """What the caller sees of building an engine, and what it may not do."""
     toy = Toy(single_process(), torch.float32, logical_weights())
     names = [name for name, _ in toy.named_parameters()]
-    with pytest.raises(ConfigError, match=r"optim.name.*adafactor.*zero=0"):
+    with pytest.raises(AssertionError, match="refuses this stage"):
         build_engine(toy, run_config(zero=1, optimizer="adafactor"), single_process())
     with pytest.raises(AssertionError, match="cast_module"):
         build_engine(toy, run_config(zero=1, precision="bf16"), single_process())

@@ -10,8 +10,9 @@ from conf.errors import NonFiniteError
 from parallel.layers.sharding import ParamSpec, tag
 from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.groups import init_groups
+from parallel.optim import adamw
 from parallel.optim.masters import MasterOptimizer
-from parallel.optim.parameters import build_adamw, optim_groups
+from parallel.optim.parameters import optim_groups
 from tests.harness import run_ranks
 from tests.parallel.engine.engine_toy import SHAPES, SPECS, Toy, logical_weights, run_config, take_shard
 
@@ -20,7 +21,7 @@ CFG = run_config(zero=0)
 
 def masters(module: nn.Module, mesh: Mesh, clip_norm: float = 0.0) -> MasterOptimizer:
     groups = optim_groups(module, CFG.optim.weight_decay)
-    optimizer = MasterOptimizer(groups, lambda g: build_adamw(g, CFG.optim), mesh, clip_norm=clip_norm)
+    optimizer = MasterOptimizer(groups, lambda g: adamw.build(g, CFG.optim, mesh), mesh, clip_norm=clip_norm)
     optimizer.set_lr(0.1)
     return optimizer
 
