@@ -18,7 +18,8 @@ from conf.derived.derive import resolve
 from conf.errors import ConfigError
 from conf.machine import local_ranks
 from conf.reading.convert import to_config, to_dict
-from conf.reading.overrides import CONF_DIR, Overrides, groups, presets, read_overrides
+from conf.reading.overrides import Overrides, read_overrides
+from conf.reading.presets import CONF_DIR, groups, presets
 from conf.reading.redact import redact_text
 from conf.rules.validate import check_world, validate
 from conf.schema import RunConfig

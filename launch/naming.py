@@ -1,4 +1,4 @@
-"""A name for a run that may be started more than once: ranks that come back must find the folder of the first ones."""
+"""The name of a run that was given none; its folder is called so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from time import strftime
 from conf.schema import RunConfig
 
 
+def default_name(cfg: RunConfig) -> str:
+    """Preset and local time."""
+    return f"{cfg.model.preset}-{strftime('%Y%m%d-%H%M%S')}"
+
+
 def with_name(overrides: Sequence[str], cfg: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Configuration and overrides with a name, which is the preset and the time unless there is one already."""
+    """Configuration and overrides with a name: ranks that are started again must find the folder of the first ones."""
     from conf.compose import compose
 
     if cfg.name is not None:
         return cfg, list(overrides)
-    named = [*overrides, f"name={cfg.model.preset}-{strftime('%Y%m%d-%H%M%S')}"]
+    named = [*overrides, f"name={default_name(cfg)}"]
     return compose(named), named

@@ -1,4 +1,4 @@
-"""The run's folder: what it is called, what is in it."""
+"""The run's folder and what is in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 
 from conf import compose
 from conf.schema import RunConfig
+from launch.naming import default_name
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
@@ -47,11 +48,6 @@ class RunDir:
     def status(self) -> Path:
         """How the run ended, as JSON: what a scheduler's requeue decision reads."""
         return self.root / "status.json"
-
-
-def default_name(cfg: RunConfig) -> str:
-    """Preset and local time, for a run without a name."""
-    return f"{cfg.model.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def open_run_dir(cfg: RunConfig, mesh: Mesh) -> RunDir:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,8 +18,8 @@ from hydra.errors import HydraException
 from conf.errors import ConfigError
 from conf.reading.convert import raise_all
 from conf.reading.fields import leaf_types, takes_text, unknown_key, without_none
+from conf.reading.presets import groups, presets
 
-CONF_DIR = Path(__file__).resolve().parent.parent
 _SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _MEANT = {
     ("moe", "dense"): "model.moe=dense",
@@ -36,18 +34,6 @@ class Overrides(NamedTuple):
 
     lines: tuple[str, ...]  # for Hydra
     keys: frozenset[str]  # fields and groups the user set
-
-
-@cache
-def presets(group: str) -> tuple[str, ...]:
-    """The presets of a group, e.g. ``model``; files that start with an underscore are parts of presets."""
-    return tuple(sorted(f.stem for f in (CONF_DIR / group).glob("*.yaml") if not f.stem.startswith("_")))
-
-
-@cache
-def groups() -> tuple[str, ...]:
-    """Every group with presets: model, moe, data, parallel, optim, schedule, train, logging, launch."""
-    return tuple(sorted(d.name for d in CONF_DIR.iterdir() if d.is_dir() and presets(d.name)))
 
 
 def read_overrides(lines: Sequence[str]) -> Overrides:

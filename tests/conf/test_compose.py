@@ -11,7 +11,7 @@ import pytest
 
 from conf.compose import compose, dump, load, to_dict
 from conf.errors import ConfigError, ConfigErrors
-from conf.reading.overrides import CONF_DIR, groups, presets
+from conf.reading.presets import CONF_DIR, groups, presets
 from tests.conf.composed import composed
 
 EVERY_PRESET = [(group, name) for group in groups() for name in presets(group)]

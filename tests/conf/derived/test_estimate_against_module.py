@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.derived.estimate import forward_flops, num_active_params, num_params
-from conf.reading.overrides import presets
+from conf.reading.presets import presets
 from conf.schema import RunConfig
 from model.t5.model import SwitchTransformer
 from parallel.layers.experts import LocalExchange
