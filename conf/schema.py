@@ -22,7 +22,6 @@ MoeKind = Literal["switch", "dense"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
-SourceName = Literal["stdlib", "text", "hub", "shards"]
 PackingName = Literal["concat", "document"]
 LauncherName = Literal["local", "slurm"]
 
@@ -83,7 +82,7 @@ class MoeConfig:
 class DataConfig:
     """Where text comes from and how it becomes encoder-decoder pairs (T5 span corruption)."""
 
-    source: SourceName
+    source: str  # a row of conf.sources
     files: tuple[str, ...]  # source=text: globs of text, JSON, Parquet or Arrow; source=shards: directories
     validation_files: tuple[str, ...]  # empty: `validation_fraction` of the documents, chosen by hash
     validation_fraction: float

@@ -12,6 +12,7 @@ import numpy as np
 from conf.derived.derive import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
+from conf.sources import SOURCES
 from data.batch import IntArray, token_masks
 from data.prepare import prepare_finite
 from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, check_shard, read_index
@@ -34,7 +35,7 @@ class Corpus:
         self.tokenizer = tokenizer
         self.folders = tuple(folders)
         self.fingerprint: dict[str, str] = {"tokenizer": tokenizer.fingerprint, "data": data_fingerprint}
-        self.streams = cfg.data.source == "hub"
+        self.streams = not self.folders
         self._windows: dict[Split, IndexedWindows] = {}
 
     @cached_property
@@ -111,9 +112,10 @@ def open_corpus(cfg: RunConfig) -> Corpus:
         DataError: text, shards or tokenizer cannot be used, or a split has no window.
         ConfigError: the model's vocabulary or the sentinels do not fit the tokenizer or the spans.
     """
-    if cfg.data.source == "hub":
+    kind = SOURCES[cfg.data.source].kind
+    if kind == "stream":
         corpus = Corpus(cfg, stream_tokenizer(cfg.data), (), data_fingerprint=stream_fingerprint(cfg.data))
-    elif cfg.data.source == "shards":
+    elif kind == "shards":
         corpus = _open_shards(cfg)
     else:
         prepared = prepare_finite(cfg.data, out=None)
@@ -124,8 +126,6 @@ def open_corpus(cfg: RunConfig) -> Corpus:
 
 def _open_shards(cfg: RunConfig) -> Corpus:
     folders = tuple(Path(name).expanduser() for name in cfg.data.files)
-    if not folders:
-        raise DataError("data.files: empty; data=shards needs directories written by `pointsman prepare`")
     index = read_index(folders[0])
     path = Path(cfg.data.tokenizer) if cfg.data.tokenizer else folders[0] / TOKENIZER_NAME
     tokenizer = Tokenizer.from_file(path, sentinels=cfg.data.sentinels)

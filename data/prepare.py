@@ -18,6 +18,7 @@ import numpy as np
 
 from conf.errors import PointsmanError
 from conf.schema import DataConfig, RunConfig
+from conf.sources import SOURCES
 from data.children import Child
 from data.files import locked, sha256_bytes
 from data.shards.blocks import Block, blocks_of, tokenize_block
@@ -57,10 +58,11 @@ def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> N
     Raises:
         DataError: the text cannot be read or tokenised; the text names the file and a fix.
     """
-    if cfg.data.source == "hub":
+    kind = SOURCES[cfg.data.source].kind
+    if kind == "stream":
         tokenizer = stream_tokenizer(cfg.data, progress=progress)
         stream_validation(cfg, tokenizer, progress=progress)
-    elif cfg.data.source != "shards":
+    elif kind == "documents":
         prepare_finite(cfg.data, out=None, progress=progress)
 
 
@@ -164,7 +166,7 @@ def main(argv: list[str]) -> int:
         cfg = compose(overrides)
         began = time.monotonic()
         show = _progress_line(sys.stderr.isatty())
-        if cfg.data.source not in ("stdlib", "text"):
+        if SOURCES[cfg.data.source].kind != "documents":
             prepare_data(cfg, progress=show)
             print(f"data.source={cfg.data.source} is read as it is; the tokenizer and the validation text are ready")
             return 0

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from conf.derived.derive import data_parallel_size, span_lengths
 from conf.errors import ConfigError
-from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, share
+from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, one_of, share
 from conf.schema import DataConfig, RunConfig
+from conf.sources import PLACES, SOURCES
 
 Problems = Iterator[ConfigError]
 
@@ -36,32 +37,21 @@ def check_data(data: DataConfig) -> Problems:
 
 
 def _check_source(data: DataConfig) -> Problems:
-    if data.source == "text" and not data.files:
-        yield ConfigError("data.files", got=data.files, needs="your text's files", hint="data.files='docs/*.jsonl'")
-    if data.source == "shards" and not data.files:
-        yield ConfigError(
-            "data.files",
-            got=data.files,
-            needs="directories written by `pointsman prepare`",
-            hint="data.files=shards/en",
-        )
-    if data.source == "hub" and not data.hub_path and not data.hub_files:
-        yield ConfigError(
-            "data.hub_path",
-            got=data.hub_path,
-            needs="a dataset of the hub",
-            hint="data=c4, or data.hub_path=allenai/c4",
-        )
-    # text that would silently not be read
-    used = {"text": ("files", "validation_files"), "shards": ("files", "validation_files"), "hub": ("hub_files",)}
-    for name in ("files", "validation_files", "hub_files"):
-        if getattr(data, name) and name not in used.get(data.source, ()):
-            other = "c4" if name == "hub_files" else "text"
+    yield from one_of("data.source", data.source, SOURCES)
+    row = SOURCES.get(data.source)
+    if row is None:
+        return
+    if row.needs and not any(getattr(data, name) for name in row.needs):
+        first = row.needs[0]
+        yield ConfigError(f"data.{first}", got=getattr(data, first), needs=row.holding, hint=row.example)
+    for name in PLACES:  # text that would silently not be read
+        if getattr(data, name) and name not in row.reads:
+            others = [other for other, of in SOURCES.items() if name in of.reads]
             yield ConfigError(
                 f"data.{name}",
                 got=getattr(data, name),
-                needs=f"a source that reads it, not {data.source}",
-                hint=f"data={other}",
+                needs=f"a source that reads it ({', '.join(others)}), not {data.source}",
+                hint=f"data={SOURCES[others[0]].preset or others[0]}",
             )
 
 
@@ -108,8 +98,9 @@ def check_vocabulary(cfg: RunConfig) -> Problems:
 
 def check_files(cfg: RunConfig) -> Problems:
     """Named files exist, as far as one look at the file system tells."""
-    kind = "a directory written by `pointsman prepare`" if cfg.data.source == "shards" else "an existing file or glob"
-    for name in ("files", "validation_files", "hub_files"):
+    shards = SOURCES[cfg.data.source].kind == "shards"
+    kind = "a directory written by `pointsman prepare`" if shards else "an existing file or glob"
+    for name in PLACES:
         for path in getattr(cfg.data, name):
             yield from check_path(f"data.{name}", path, kind)
     if cfg.data.tokenizer is not None:
@@ -119,7 +110,7 @@ def check_files(cfg: RunConfig) -> Problems:
 def check_lanes(cfg: RunConfig) -> Problems:
     """Every data-parallel rank reads the same number of a stream's lanes."""
     lanes, dp = cfg.data.stream_lanes, data_parallel_size(cfg)
-    if cfg.data.source == "hub" and lanes % dp:
+    if SOURCES[cfg.data.source].kind == "stream" and lanes % dp:
         yield ConfigError(
             "data.stream_lanes",
             got=lanes,

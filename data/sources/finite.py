@@ -7,18 +7,18 @@ fingerprint, made by reading everything once, is a checksum of the documents the
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from conf.errors import DataError
 from conf.schema import DataConfig
+from conf.sources import SOURCES
 from data.files import expand_globs, sha256_bytes
 from data.sources.local import local_documents
-from data.sources.stdlib import stdlib_documents, stdlib_files, stdlib_root
+from data.sources.texts import Texts, file_states
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -54,81 +54,28 @@ def is_validation(text: str, fraction: float) -> bool:
 
 
 def finite_source(data: DataConfig) -> FiniteSource:
-    """The source of `data.source` = stdlib or text. Raises DataError when a glob matches nothing."""
-    if data.source == "stdlib":
-        return _stdlib_source(data)
-    assert data.source == "text", data.source
-    return _text_source(data)
-
-
-def _stdlib_source(data: DataConfig) -> FiniteSource:
-    root = stdlib_root()
-    files = stdlib_files(root)
-    if not files:
-        raise DataError(f"data=stdlib: no source files below {root}; use data=text data.files='...' on this machine")
-    held_out = _validation_files(data)
-    signature = _signature(data, [*files, *held_out], root=root)
+    """The texts of `data.source` and of `data.validation_files`, in splits. Raises DataError when files are missing."""
+    texts = source_texts(data)
+    held_out = expand_globs(data.validation_files, field="data.validation_files") if data.validation_files else ()
 
     def documents() -> Iterator[Document]:
-        yield from _assign(stdlib_documents(root), data, split_by_hash=not held_out)
-        yield from _held_out(held_out, data)
+        for text in texts.read():
+            if text.strip():  # blank documents are dropped
+                by_hash = not held_out and is_validation(text, data.validation_fraction)
+                yield Document("validation" if by_hash else "train", text)
+        for text in local_documents(held_out, field=data.text_field, cache_dir=cache_folder(data)):
+            if text.strip():
+                yield Document("validation", text)
 
-    return FiniteSource(name="stdlib", signature=signature, documents=documents)
-
-
-def _text_source(data: DataConfig) -> FiniteSource:
-    if not data.files:
-        raise DataError("data.files: empty; data=text needs files; try data.files='docs/*.jsonl'")
-    files, held_out = expand_globs(data.files, field="data.files"), _validation_files(data)
-    both = sorted(str(path) for path in set(files) & set(held_out))
-    if both:
-        raise DataError(f"data.validation_files: {both[0]} is in data.files too; the splits must not overlap")
-
-    def documents() -> Iterator[Document]:
-        texts = local_documents(files, field=data.text_field, cache_dir=cache_folder(data))
-        yield from _assign(texts, data, split_by_hash=not held_out)
-        yield from _held_out(held_out, data)
-
-    return FiniteSource(name="text", signature=_signature(data, [*files, *held_out], root=None), documents=documents)
+    settings = [DOCUMENTS_VERSION, data.source, data.validation_fraction, data.text_field]
+    state = json.dumps([settings, texts.state, file_states(held_out)])
+    return FiniteSource(name=data.source, signature=sha256_bytes(state.encode()), documents=documents)
 
 
-def _validation_files(data: DataConfig) -> tuple[Path, ...]:
-    return expand_globs(data.validation_files, field="data.validation_files") if data.validation_files else ()
-
-
-def _held_out(files: Sequence[Path], data: DataConfig) -> Iterator[Document]:
-    for text in local_documents(files, field=data.text_field, cache_dir=cache_folder(data)):
-        if text.strip():
-            yield Document("validation", text)
-
-
-def _assign(texts: Iterator[str], data: DataConfig, *, split_by_hash: bool) -> Iterator[Document]:
-    """Blank documents are dropped; the others go to a split."""
-    for text in texts:
-        if text.strip():
-            held_out = split_by_hash and is_validation(text, data.validation_fraction)
-            yield Document("validation" if held_out else "train", text)
-
-
-def _signature(data: DataConfig, files: Sequence[Path], *, root: Path | None) -> str:
-    """sha256 of everything that decides the documents, without reading them."""
-    states = []
-    for path in files:
-        state = path.stat()
-        states.append(
-            [
-                str(path.relative_to(root) if root and path.is_relative_to(root) else path.resolve()),
-                state.st_size,
-                state.st_mtime_ns,
-            ]
-        )
-    settings = [
-        DOCUMENTS_VERSION,
-        data.source,
-        list(data.validation_files),
-        data.validation_fraction,
-        data.text_field,
-        sys.version if data.source == "stdlib" else None,
-        str(root) if root else None,
-    ]
-    return sha256_bytes(json.dumps([settings, states]).encode())
+def source_texts(data: DataConfig) -> Texts:
+    """What the module of the source's row gives."""
+    module = SOURCES[data.source].module
+    assert module is not None, f"{data.source} has no documents"
+    texts = importlib.import_module(module).texts(data)
+    assert isinstance(texts, Texts), f"texts of {module} gives {texts!r}"
+    return texts

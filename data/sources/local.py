@@ -12,11 +12,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.schema import DataConfig
+from data.files import expand_globs
 from data.sources.hub import builder_of, stream_files, text_of_row
 from data.sources.splitting import split_text
+from data.sources.texts import Texts, file_states
 
 _TEXT_FILES_AT_ONCE = 1_000
 _EXCERPT_CHARS = 80
+
+
+def texts(data: DataConfig) -> Texts:
+    """The documents of `data.files`. Raises DataError when a glob matches nothing or a file is held out as well."""
+    files = expand_globs(data.files, field="data.files")
+    held_out = expand_globs(data.validation_files, field="data.validation_files") if data.validation_files else ()
+    both = sorted(str(path) for path in set(files) & set(held_out))
+    if both:
+        raise DataError(f"data.validation_files: {both[0]} is in data.files too; the splits must not overlap")
+
+    def read() -> Iterator[str]:
+        return local_documents(files, field=data.text_field, cache_dir=Path(data.cache_dir).expanduser())
+
+    return Texts(read=read, state=file_states(files))
 
 
 def local_documents(paths: Sequence[Path], *, field: str, cache_dir: Path) -> Iterator[str]:

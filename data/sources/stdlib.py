@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from conf.errors import DataError
+from conf.schema import DataConfig
 from data.sources.splitting import split_text
+from data.sources.texts import Texts, file_states
 
 _SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "encodings", "cjkencodings", "ensurepip"}
@@ -17,6 +21,16 @@ _TOPICS = Path("pydoc_data") / "topics.py"
 _TEXT_SUFFIXES = frozenset({".txt", ".rst"})
 _MAX_TEXT_FILE = 400_000  # larger text files are tables
 _MIN_LETTERS = 0.35  # share of letters below which a document is a table of numbers or escapes
+
+
+def texts(data: DataConfig) -> Texts:
+    """The documents of this Python's library. Raises DataError where it has no source files."""
+    root = stdlib_root()
+    files = stdlib_files(root)
+    if not files:
+        raise DataError(f"data=stdlib: no source files below {root}; use data=text data.files='...' on this machine")
+    state = [sys.version, str(root), file_states(files, root=root)]
+    return Texts(read=lambda: stdlib_documents(root), state=state)
 
 
 def stdlib_root() -> Path:

@@ -66,7 +66,7 @@ def test_second_time_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     messages: list[str] = []
     prepare_data(cfg, progress=messages.append)
     assert any("tokenizer" in message for message in messages)
-    monkeypatch.setattr("data.sources.finite.local_documents", None)
+    monkeypatch.setattr("data.sources.local.local_documents", None)
     messages.clear()
     prepare_data(cfg, progress=messages.append)
     assert messages == []
