@@ -20,7 +20,6 @@ from data.sources.finite import SPLITS, Split
 from data.streams.held_out import stream_validation
 from data.streams.stream import lane_windows, stream_fingerprint
 from data.streams.stream_tokenizer import stream_tokenizer
-from data.tasks.span_corruption import span_counts
 from data.text.tokenizer import Tokenizer
 from data.windows import IndexedWindows, Windows
 
@@ -110,7 +109,7 @@ def open_corpus(cfg: RunConfig) -> Corpus:
 
     Raises:
         DataError: text, shards or tokenizer cannot be used, or a split has no window.
-        ConfigError: the model's vocabulary or the sentinels do not fit the tokenizer or the spans.
+        ConfigError: the model's vocabulary is too small for the tokenizer.
     """
     kind = SOURCES[cfg.data.source].kind
     if kind == "stream":
@@ -165,22 +164,6 @@ def _check_sizes(corpus: Corpus) -> None:
             got=cfg.model.vocab_size,
             needs=f"at least the tokenizer's {tokenizer.pieces} pieces and {tokenizer.sentinels} sentinels",
             hint=f"model.vocab_size={tokenizer.size}",
-        )
-    lengths = span_lengths(cfg.data)
-    spans = span_counts(lengths.raw, cfg.data.noise_density, cfg.data.mean_span_length).spans
-    if spans > tokenizer.sentinels:
-        raise ConfigError(
-            "data.sentinels",
-            got=tokenizer.sentinels,
-            needs=f"at least the {spans} spans of a window of {lengths.raw} tokens",
-            hint="more sentinels, shorter data.encoder_length or longer data.mean_span_length",
-        )
-    if cfg.data.decoder_length is not None and cfg.data.decoder_length < lengths.targets:
-        raise ConfigError(
-            "data.decoder_length",
-            got=cfg.data.decoder_length,
-            needs=f"at least the {lengths.targets} tokens that data.encoder_length={cfg.data.encoder_length} implies",
-            hint="data.decoder_length=null",
         )
     for split in SPLITS:
         if corpus.windows(split) == 0 and not (corpus.streams and cfg.train.eval_batches == 0):

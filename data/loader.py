@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from conf.errors import ConfigError
 from conf.schema import RunConfig
 from data.batch import MicroBatch, StepBatch, decoder_inputs
 from data.children import Child
@@ -43,16 +42,10 @@ def build_loader(
     `shuffled_inputs` permutes the tokens of each encoder sequence.
 
     Raises:
-        ConfigError: the global batch does not divide over ranks and micro-batches, or lanes over ranks.
+        ConfigError: the lanes of a stream do not divide the global batch.
         DataError: (while iterating) a worker failed; the text has its traceback.
     """
-    if cfg.train.global_batch % (dp_size * cfg.train.accumulation):
-        raise ConfigError(
-            "train.global_batch",
-            got=cfg.train.global_batch,
-            needs=f"a multiple of {dp_size} data-parallel ranks x {cfg.train.accumulation} micro-batches",
-            hint=f"train.global_batch={dp_size * cfg.train.accumulation}",
-        )
+    assert cfg.train.global_batch % (dp_size * cfg.train.accumulation) == 0, (cfg.train, dp_size)
     workers = cfg.data.workers if split == "train" else 0
     if split == "train" and corpus.streams:
         workers = min(workers, len(rank_lanes(cfg, dp_rank, dp_size)))

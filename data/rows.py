@@ -73,14 +73,18 @@ def rank_rows(cfg: RunConfig, dp_rank: int, dp_size: int) -> IntArray:
 
 
 def rank_lanes(cfg: RunConfig, dp_rank: int, dp_size: int) -> list[int]:
-    """Lanes whose rows a rank holds. Raises ConfigError when lanes do not divide evenly."""
+    """Lanes whose rows a rank holds. Raises ConfigError when a step does not read equally much of each lane.
+
+    Only training asks for that: a run may be evaluated on a stream whatever its batch.
+    """
     lanes = cfg.data.stream_lanes
-    if lanes % dp_size or cfg.train.global_batch % lanes:
+    assert lanes % dp_size == 0, f"{lanes} lanes on {dp_size} ranks"
+    if cfg.train.global_batch % lanes:
         raise ConfigError(
             "data.stream_lanes",
             got=lanes,
-            needs=f"a multiple of the {dp_size} data-parallel ranks that divides "
-            f"train.global_batch={cfg.train.global_batch}",
+            needs=f"a divisor of train.global_batch = {cfg.train.global_batch} that the {dp_size} data-parallel ranks "
+            "divide",
             hint=f"data.stream_lanes={dp_size}",
         )
     return list(range(dp_rank * lanes // dp_size, (dp_rank + 1) * lanes // dp_size))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from conf.compose import to_yaml
 from conf.derived.derive import (
-    data_parallel_size,
     expert_capacity,
-    expert_data_size,
-    expert_tensor_size,
     micro_batch_size,
     slots_per_token,
     span_lengths,
     sparse_layers,
-    world_size,
 )
 from conf.derived.estimate import (
     Params,
@@ -22,6 +18,7 @@ from conf.derived.estimate import (
     local_params,
     num_active_params,
 )
+from conf.derived.topology import topology
 from conf.schema import RunConfig, Stack
 
 Facts = list[tuple[str, str]]
@@ -59,17 +56,17 @@ def _model_facts(cfg: RunConfig) -> Facts:
 
 
 def _layout_facts(cfg: RunConfig) -> Facts:
-    etp, ep, edp = expert_tensor_size(cfg), cfg.parallel.ep, expert_data_size(cfg)
+    axes = topology(cfg)
     batch = f"{micro_batch_size(cfg)} sequences per rank, {cfg.train.accumulation} per step"
     facts = [
-        ("ranks", f"{world_size(cfg)} = {cfg.launch.nproc} per node x {cfg.launch.nodes} node(s)"),
-        ("dense parameters", f"tp {cfg.parallel.tp} x dp {data_parallel_size(cfg)}"),
+        ("ranks", f"{axes.world} = {cfg.launch.nproc} per node x {cfg.launch.nodes} node(s)"),
+        ("dense parameters", f"tp {axes.tp} x dp {axes.dp}"),
         ("parameters per rank", f"{human(local_params(cfg))} ({local_params(cfg):,}), ZeRO stage {cfg.parallel.zero}"),
         ("micro-batch", batch),
     ]
     if cfg.model.moe == "switch":
-        held = cfg.moe.num_experts // ep
-        experts = f"etp {etp} x ep {ep} x edp {edp}: {held} of {cfg.moe.num_experts} experts of a layer on each rank"
+        held = f"{cfg.moe.num_experts // axes.ep} of {cfg.moe.num_experts} experts of a layer on each rank"
+        experts = f"etp {axes.etp} x ep {axes.ep} x edp {axes.edp}: {held}"
         facts.insert(2, ("experts", experts))
     return facts
 

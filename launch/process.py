@@ -90,11 +90,9 @@ def has_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def world_from_environment() -> tuple[int, int] | None:
-    """(world size, ranks on this node) as torchrun and DeepSpeed set them; None when started by hand."""
-    if "WORLD_SIZE" not in os.environ:
-        return None
-    world = int(os.environ["WORLD_SIZE"])
+def world_from_environment() -> tuple[int, int]:
+    """(world size, ranks on this node) as torchrun and DeepSpeed set them; one rank when started by hand."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     return world, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 

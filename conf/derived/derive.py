@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from typing import NamedTuple
 
+from conf.derived.topology import topology
 from conf.routing.references import SEMANTICS
 from conf.schema import DataConfig, ModelConfig, MoeConfig, RunConfig, Stack
 
@@ -47,29 +48,9 @@ def span_lengths(data: DataConfig) -> SpanLengths:
     return corrupted_lengths(raw, data.noise_density, data.mean_span_length)
 
 
-def world_size(cfg: RunConfig) -> int:
-    """Ranks of the whole run."""
-    return cfg.launch.nproc * cfg.launch.nodes
-
-
-def data_parallel_size(cfg: RunConfig) -> int:
-    """Ranks that hold different sequences: world / tp."""
-    return world_size(cfg) // cfg.parallel.tp
-
-
-def expert_tensor_size(cfg: RunConfig) -> int:
-    """Tensor shards of one expert."""
-    return cfg.parallel.tp if cfg.parallel.etp is None else cfg.parallel.etp
-
-
-def expert_data_size(cfg: RunConfig) -> int:
-    """Copies of each expert shard: world / (etp * ep)."""
-    return world_size(cfg) // (expert_tensor_size(cfg) * cfg.parallel.ep)
-
-
 def micro_batch_size(cfg: RunConfig) -> int:
     """Sequences of one rank in one micro-batch."""
-    return cfg.train.global_batch // (data_parallel_size(cfg) * cfg.train.accumulation)
+    return cfg.train.global_batch // (topology(cfg).dp * cfg.train.accumulation)
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -169,7 +150,7 @@ def resolve(cfg: RunConfig) -> RunConfig:
         hub_files=_absolute(cfg.data.hub_files),
         tokenizer=_absolute((cfg.data.tokenizer,))[0] if cfg.data.tokenizer else None,
     )
-    parallel = replace(cfg.parallel, etp=expert_tensor_size(cfg))
+    parallel = replace(cfg.parallel, etp=topology(cfg).etp)
     steps = planned_steps(cfg)
     train = replace(
         cfg.train,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from conf.derived.derive import STACKS, expert_tensor_size, padded_vocab_size, span_lengths, sparse_layers, stack_depth
+from conf.derived.derive import STACKS, padded_vocab_size, span_lengths, sparse_layers, stack_depth
+from conf.derived.topology import topology
 from conf.routing.settings import experts_per_token
 from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
 
@@ -69,8 +70,8 @@ def num_active_params(model: ModelConfig, moe: MoeConfig) -> int:
 
 def local_params(cfg: RunConfig) -> int:
     """Parameters held by one rank of the configured layout (before ZeRO, which shards states and not weights)."""
-    params = count_params(cfg.model, cfg.moe)
-    return params.cut // cfg.parallel.tp + params.whole + params.experts // (cfg.parallel.ep * expert_tensor_size(cfg))
+    params, axes = count_params(cfg.model, cfg.moe), topology(cfg)
+    return params.cut // axes.tp + params.whole + params.experts // (axes.ep * axes.etp)
 
 
 class Flops(NamedTuple):

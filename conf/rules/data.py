@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conf.derived.derive import data_parallel_size, span_lengths
+from conf.derived.derive import span_lengths
+from conf.derived.topology import topology
 from conf.errors import ConfigError
 from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, one_of, share
 from conf.schema import DataConfig, RunConfig
@@ -109,7 +110,7 @@ def check_files(cfg: RunConfig) -> Problems:
 
 def check_lanes(cfg: RunConfig) -> Problems:
     """Every data-parallel rank reads the same number of a stream's lanes."""
-    lanes, dp = cfg.data.stream_lanes, data_parallel_size(cfg)
+    lanes, dp = cfg.data.stream_lanes, topology(cfg).dp
     if SOURCES[cfg.data.source].kind == "stream" and lanes % dp:
         yield ConfigError(
             "data.stream_lanes",

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from conf.derived.derive import (
     VOCAB_MULTIPLE,
     auto_group_sequences,
-    data_parallel_size,
-    expert_tensor_size,
     micro_batch_size,
     padded_vocab_size,
-    world_size,
 )
+from conf.derived.topology import topology, world_size
 from conf.errors import ConfigError
 from conf.rules.data import check_lanes
 from conf.rules.ranges import divisors, listed, nearest
@@ -28,6 +26,7 @@ Problems = Iterator[ConfigError]
 def check_ranks(cfg: RunConfig) -> Problems:
     """tp divides the world; etp is tp or 1; expert parallelism divides the ranks that are left to it."""
     world, tp, ep = world_size(cfg), cfg.parallel.tp, cfg.parallel.ep
+    etp = tp if cfg.parallel.etp is None else cfg.parallel.etp
     if world % tp:
         yield ConfigError(
             "parallel.tp",
@@ -36,9 +35,9 @@ def check_ranks(cfg: RunConfig) -> Problems:
             hint=f"parallel.tp={nearest(tp, divisors(world))}, or launch.nproc={_ranks_per_node(cfg, tp * ep)}",
         )
         return
-    if expert_tensor_size(cfg) not in (1, tp):
+    if etp not in (1, tp):
         hint = "parallel.etp=1" if tp == 1 else f"parallel.etp={tp}, or parallel.etp=1"
-        yield ConfigError("parallel.etp", got=cfg.parallel.etp, needs=f"1 or tp = {tp}", hint=hint)
+        yield ConfigError("parallel.etp", got=etp, needs=f"1 or tp = {tp}", hint=hint)
         return
     if cfg.model.moe == "dense":
         if ep > 1:
@@ -46,7 +45,6 @@ def check_ranks(cfg: RunConfig) -> Problems:
                 "parallel.ep", got=ep, needs="1: a dense model has no experts to spread", hint="parallel.ep=1"
             )
         return
-    etp = expert_tensor_size(cfg)
     across = world // etp
     if across % ep:
         legal = [n for n in divisors(across) if cfg.moe.num_experts % n == 0]
@@ -88,7 +86,8 @@ def check_experts(cfg: RunConfig) -> Problems:
     """Every rank of the expert axis holds equally many experts."""
     experts, ep = cfg.moe.num_experts, cfg.parallel.ep
     if cfg.model.moe == "switch" and experts % ep:
-        legal = [n for n in divisors(experts) if world_size(cfg) // expert_tensor_size(cfg) % n == 0]
+        axes = topology(cfg)
+        legal = [n for n in divisors(experts) if axes.world // axes.etp % n == 0]
         yield ConfigError(
             "moe.num_experts",
             got=experts,
@@ -100,7 +99,7 @@ def check_experts(cfg: RunConfig) -> Problems:
 def check_batch(cfg: RunConfig) -> Problems:
     """Equal micro-batches on every rank, each of whole routing groups."""
     yield from check_lanes(cfg)
-    batch, parts = cfg.train.global_batch, data_parallel_size(cfg) * cfg.train.accumulation
+    batch, parts = cfg.train.global_batch, topology(cfg).dp * cfg.train.accumulation
     whole = parts * _sharers(cfg) * (cfg.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
     if batch % parts:
         yield ConfigError(
@@ -115,14 +114,15 @@ def check_batch(cfg: RunConfig) -> Problems:
 
 def _sharers(cfg: RunConfig) -> int:
     """Tensor ranks that share the groups of a micro-batch: those of experts that tensor parallelism does not cut."""
-    return cfg.parallel.tp if expert_tensor_size(cfg) < cfg.parallel.tp else 1
+    axes = topology(cfg)
+    return axes.tp // axes.etp
 
 
 def _check_groups(cfg: RunConfig) -> Problems:
     micro_batch = micro_batch_size(cfg)
     sharers = _sharers(cfg)
     if micro_batch % sharers:
-        parts = data_parallel_size(cfg) * cfg.train.accumulation * sharers * (cfg.moe.group_sequences or 1)
+        parts = topology(cfg).dp * cfg.train.accumulation * sharers * (cfg.moe.group_sequences or 1)
         yield ConfigError(
             "train.global_batch",
             got=cfg.train.global_batch,

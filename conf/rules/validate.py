@@ -1,4 +1,4 @@
-"""Checks a configuration before torch is imported: the entry point, the world size, and the sections with few rules.
+"""Checks a configuration before torch is imported: in which order rules run, and those that connect two sections.
 
 Each check yields a `ConfigError` per problem. Ranges of single fields come first; rules that connect fields (which
 divide by them) run once those hold, so one run of the command lists all problems of one kind.
@@ -6,19 +6,19 @@ divide by them) run once those hold, so one run of the command lists all problem
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Literal
 
-from conf.derived.derive import STACKS, sparse_layers, stack_depth, world_size
+from conf.derived.derive import STACKS, sparse_layers, stack_depth
+from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
 from conf.reading.convert import raise_all
-from conf.routing.settings import check_router
-from conf.rules.data import check_corruption, check_data, check_files, check_vocabulary
+from conf.rules.data import check_corruption, check_files, check_vocabulary
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
-from conf.rules.ranges import at_least, check_path, one_of, positive, share
-from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, Stack, TrainConfig
+from conf.rules.ranges import check_path
+from conf.rules.sections import check_fields, check_run
+from conf.schema import RunConfig, Stack
 
 Files = Literal["checked", "unchecked"]
 Problems = Iterator[ConfigError]
@@ -53,82 +53,6 @@ def check_world(cfg: RunConfig, ranks: int) -> None:
         )
 
 
-def check_run(cfg: RunConfig) -> Problems:
-    """Name, folder and seed."""
-    if cfg.name is not None and re.fullmatch(r"[\w][\w.+=@ -]*", cfg.name) is None:
-        clean = re.sub(r"[^\w.+=@-]+", "-", cfg.name).strip("-.") or "run"
-        yield ConfigError(
-            "name", got=cfg.name, needs="a folder's name: no path separators, no leading dot", hint=f"name={clean}"
-        )
-    if not cfg.runs_dir:
-        yield ConfigError("runs_dir", got="", needs="a folder", hint="runs_dir=runs")
-    yield from at_least("seed", cfg.seed, 0)
-
-
-def check_fields(cfg: RunConfig) -> Problems:
-    """Ranges of single fields, section by section."""
-    yield from check_model(cfg.model)
-    yield from check_moe(cfg.moe)
-    yield from check_data(cfg.data)
-    for name in ("tp", "ep"):
-        yield from at_least(f"parallel.{name}", getattr(cfg.parallel, name), 1)
-    yield from positive("parallel.timeout_s", cfg.parallel.timeout_s, 600.0)
-    yield from check_optim(cfg.optim)
-    yield from positive("schedule.lr", cfg.schedule.lr, 0.001)
-    if cfg.schedule.warmup_steps is not None:
-        yield from at_least("schedule.warmup_steps", cfg.schedule.warmup_steps, 0)
-    yield from share("schedule.min_lr_ratio", cfg.schedule.min_lr_ratio, 0.1, upper="included")
-    yield from share("schedule.decay_fraction", cfg.schedule.decay_fraction, 0.2, upper="included")
-    yield from check_train(cfg.train)
-    yield from check_logging(cfg.logging)
-    yield from check_launch(cfg.launch)
-
-
-def check_model(model: ModelConfig) -> Problems:
-    """Sizes and rates of the model."""
-    sizes = "vocab_size d_model d_ff d_kv num_heads num_encoder_layers num_decoder_layers relative_max_distance"
-    for name in sizes.split():
-        yield from at_least(f"model.{name}", getattr(model, name), 1)
-    buckets = model.relative_buckets
-    if buckets < 4:
-        yield ConfigError("model.relative_buckets", got=buckets, needs="at least 4", hint="model.relative_buckets=32")
-    elif 1 <= model.relative_max_distance <= buckets // 2:
-        # half of the buckets (of a direction) are exact; the rest grow logarithmically up to the largest distance
-        yield ConfigError(
-            "model.relative_max_distance",
-            got=model.relative_max_distance,
-            needs=f"more than relative_buckets / 2 = {buckets // 2}",
-            hint=f"model.relative_max_distance={4 * buckets}",
-        )
-    if model.tie_embeddings and not model.share_embeddings:
-        yield ConfigError(
-            "model.share_embeddings",
-            got=False,
-            needs="true with model.tie_embeddings=true: the output matrix is tied to the one embedding of both stacks",
-            hint="model.tie_embeddings=false",
-        )
-    for name in ("dropout", "attention_dropout"):
-        yield from share(f"model.{name}", getattr(model, name), 0.1)
-    for name, usual in (("norm_epsilon", 1e-6), ("init_scale", 0.1)):
-        yield from positive(f"model.{name}", getattr(model, name), usual)
-
-
-def check_moe(moe: MoeConfig) -> Problems:
-    """Sizes, rates and weights of the experts."""
-    for name, least in (("num_experts", 1), ("sparse_every", 0), ("min_expert_capacity", 1)):
-        yield from at_least(f"moe.{name}", getattr(moe, name), least)
-    for name, least in (("group_sequences", 1), ("decoder_sparse_every", 0)):
-        if getattr(moe, name) is not None:
-            yield from at_least(f"moe.{name}", getattr(moe, name), least)
-    for name, usual in (("capacity_factor", 1.25), ("eval_capacity_factor", 2.0)):
-        yield from positive(f"moe.{name}", getattr(moe, name), usual)
-    for name in ("jitter", "expert_dropout"):
-        yield from share(f"moe.{name}", getattr(moe, name), 0.01)
-    for name in ("aux_loss_weight", "z_loss_weight"):
-        yield from at_least(f"moe.{name}", getattr(moe, name), 0)
-    yield from check_router(moe)
-
-
 def check_sparse(cfg: RunConfig) -> Problems:
     """A switch model has expert layers, and a stack lacks them only where 0 asks for that."""
     of_decoder = cfg.moe.sparse_every if cfg.moe.decoder_sparse_every is None else cfg.moe.decoder_sparse_every
@@ -146,30 +70,6 @@ def check_sparse(cfg: RunConfig) -> Problems:
         needs=f"1 to {layers}, the layers of the {stack}: none of them would hold experts",
         hint=f"{field}={layers}, or model.moe=dense",
     )
-
-
-def check_optim(optim: OptimConfig) -> Problems:
-    """Name and ranges of the optimizer."""
-    yield from one_of("optim.name", optim.name, OPTIMIZERS)
-    for name, usual in (("beta1", 0.9), ("beta2", 0.98)):
-        yield from share(f"optim.{name}", getattr(optim, name), usual)
-    for name, usual in (("epsilon", 1e-8), ("decay_rate", 0.8), ("clip_threshold", 1.0)):
-        yield from positive(f"optim.{name}", getattr(optim, name), usual)
-    for name in ("weight_decay", "clip_norm"):
-        yield from at_least(f"optim.{name}", getattr(optim, name), 0)
-
-
-def check_train(train: TrainConfig) -> Problems:
-    """Lengths and intervals of the loop."""
-    if train.steps is None and train.tokens is None:
-        yield ConfigError("train.steps", got=None, needs="an end: steps, tokens or both", hint="train.steps=1000")
-    for name in ("global_batch", "accumulation", "log_every", "eval_batches", "keep_last"):
-        yield from at_least(f"train.{name}", getattr(train, name), 1)
-    for name, least in (("steps", 1), ("tokens", 1), ("eval_every", 0), ("save_every", 0), ("keep_every", 1)):
-        value = getattr(train, name)
-        if value is not None:
-            yield from at_least(f"train.{name}", value, least)
-    yield from at_least("train.fill_samples", train.fill_samples, 0)
 
 
 def check_schedule(cfg: RunConfig) -> Problems:
@@ -200,40 +100,3 @@ def check_schedule(cfg: RunConfig) -> Problems:
         )
     if cfg.train.resume == "required" and cfg.name is None:
         yield ConfigError("name", got=None, needs="the run to resume", hint="name=NAME, a folder below runs_dir")
-
-
-def check_logging(logging: LoggingConfig) -> Problems:
-    """Names that W&B accepts."""
-    if not logging.wandb_project or set(logging.wandb_project) & set("/\\#?%:"):
-        yield ConfigError(
-            "logging.wandb_project",
-            got=logging.wandb_project,
-            needs="a name without / \\ # ? % :",
-            hint="logging.wandb_project=pointsman",
-        )
-
-
-def check_launch(launch: LaunchConfig) -> Problems:
-    """Counts of processes, the rendezvous, the time limit."""
-    for name in ("nproc", "nodes"):
-        yield from at_least(f"launch.{name}", getattr(launch, name), 1)
-    for name in ("threads_per_rank", "slurm_gpus_per_node", "slurm_cpus_per_task"):
-        if getattr(launch, name) is not None:
-            yield from at_least(f"launch.{name}", getattr(launch, name), 1)
-    yield from at_least("launch.max_restarts", launch.max_restarts, 0)
-    host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
-    if launch.rdzv_endpoint is not None and not (host and re.fullmatch(r"\d{1,5}", port) and int(port) < 2**16):
-        host = launch.rdzv_endpoint.partition(":")[0] or "node0"
-        yield ConfigError(
-            "launch.rdzv_endpoint",
-            got=launch.rdzv_endpoint,
-            needs="host:port",
-            hint=f"launch.rdzv_endpoint={host}:29500",
-        )
-    if re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", launch.slurm_time) is None:
-        yield ConfigError(
-            "launch.slurm_time",
-            got=launch.slurm_time,
-            needs="a time limit such as 24:00:00 or 2-12:00:00",
-            hint="launch.slurm_time=24:00:00",
-        )

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from conf.compose import compose
-from conf.derived.derive import data_parallel_size, micro_batch_size
+from conf.derived.derive import micro_batch_size
 from conf.derived.estimate import flops_per_sequence
+from conf.derived.topology import topology
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs
 from measure.speed.result import Row
@@ -77,7 +78,7 @@ def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
 def synthetic_batch(cfg: RunConfig, *, dp_rank: int) -> StepBatch:
     """Random tokens without padding: this data-parallel rank's share of one global batch."""
     assert cfg.data.decoder_length is not None, "resolved"
-    assert dp_rank < data_parallel_size(cfg), dp_rank
+    assert dp_rank < topology(cfg).dp, dp_rank
     size = micro_batch_size(cfg)
     random = np.random.default_rng((cfg.seed, dp_rank))
     micro = []

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.derived.derive import expert_capacity
-from conf.errors import ConfigError
 from conf.routing.settings import counts_kept, jitter_reaches_experts, over_layers, router_settings
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.balance import layer_balance
@@ -62,7 +61,7 @@ class MoeLayer(nn.Module):
     ) -> tuple[Tensor, LayerRouting]:
         """`[B, L, D]` and what the loss and the log need. `real_BL` is False at padding; `noise` None: none.
 
-        Noise is drawn in mode "train" only. Raises `ConfigError` when the batch does not hold whole groups.
+        Noise is drawn in mode "train" only. The batch holds whole groups, except in mode "no_drop".
         """
         B, L, D = x_BLD.shape
         if mode == "no_drop" and B % self.exchange.group_shards:
@@ -99,13 +98,7 @@ class MoeLayer(nn.Module):
         """Sequences per group; every tensor rank that shares the groups must get as many whole ones."""
         sequences = 1 if mode == "no_drop" else self.moe.group_sequences
         assert sequences is not None, "moe.group_sequences must be resolved (conf.derive.resolve)"
-        if batch % (sequences * self.exchange.group_shards):
-            raise ConfigError(
-                "moe.group_sequences",
-                got=sequences,
-                needs=f"groups that fill a batch of {batch} sequences on {self.exchange.group_shards} tensor rank(s)",
-                hint="a divisor of the micro-batch of one rank",
-            )
+        assert batch % (sequences * self.exchange.group_shards) == 0, (batch, sequences, self.exchange.group_shards)
         return sequences
 
     def _enter_noise(self, noise: NoiseKey, sequences: int) -> NoiseKey:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 import torch.distributed as dist
 
-from conf.errors import ConfigError, SetupError
+from conf.derived.topology import AxisName, Topology
+from conf.errors import SetupError
 from conf.schema import ParallelConfig
 from parallel.mesh.axes import Axis, Mesh, single_process
 from parallel.mesh.collectives import forget_agreements
-from parallel.mesh.topology import AxisName, Topology, make_topology
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -35,8 +35,8 @@ def init_groups(
 
     Takes the default process group that exists, or creates one from the environment that torchrun and deepspeed set.
     Without either, the run is a single process and no process group is made. `backend` overrides the configured one;
-    `fake` needs `world` and `rank` given here. A second call replaces the groups of the first. Raises ConfigError
-    when the sizes do not fit the world, SetupError when the backend cannot be had.
+    `fake` needs `world` and `rank` given here. A second call replaces the groups of the first. Raises SetupError when
+    the backend cannot be had.
     """
     wanted = backend or (None if parallel.backend == "auto" else parallel.backend)
     if not dist.is_initialized():
@@ -45,12 +45,13 @@ def init_groups(
         elif "WORLD_SIZE" in os.environ and "RANK" in os.environ:
             _init_default(wanted, parallel.timeout_s)
         else:
-            _require_one_rank(parallel)
+            assert parallel.tp == parallel.ep == 1, f"tp {parallel.tp} x ep {parallel.ep} in a single process"
             return single_process()
     found = str(dist.get_backend())
     if wanted is not None and wanted != found:
         raise SetupError(f"process groups already run on {found}, but {wanted} was asked for")
-    topology = make_topology(world=dist.get_world_size(), tp=parallel.tp, ep=parallel.ep, etp=parallel.etp)
+    etp = parallel.tp if parallel.etp is None else parallel.etp
+    topology = Topology(world=dist.get_world_size(), tp=parallel.tp, ep=parallel.ep, etp=etp)
     return _build(topology, dist.get_rank(), found, parallel.timeout_s)
 
 
@@ -88,12 +89,6 @@ def destroy_groups() -> None:
         parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
     forget_agreements()
-
-
-def _require_one_rank(parallel: ParallelConfig) -> None:
-    for field, size in (("parallel.tp", parallel.tp), ("parallel.ep", parallel.ep)):
-        if size != 1:
-            raise ConfigError(field, got=size, needs="1 in a single process", hint="`pointsman train` or torchrun")
 
 
 def _init_fake(world: int | None, rank: int | None) -> None:

@@ -142,13 +142,8 @@ def test_unigram_model_matches_a_naive_count(cfg: RunConfig) -> None:
 
 
 def test_settings_that_cannot_work_are_refused(cfg: RunConfig) -> None:
-    corpus = open_corpus(cfg)
-    with pytest.raises(ConfigError, match=r"train\.global_batch: got 8; needs a multiple of 3"):
-        build_loader(corpus, cfg, split="train", dp_rank=0, dp_size=3)
     with pytest.raises(ConfigError, match=r"model\.vocab_size"):
         open_corpus(replace(cfg, model=replace(cfg.model, vocab_size=200)))
-    with pytest.raises(ConfigError, match=r"data\.sentinels: got 1; needs at least the 3 spans"):
-        open_corpus(with_data(cfg, sentinels=1))
     with pytest.raises(DataError, match=r"validation split .* has no window"):
         open_corpus(with_data(cfg, validation_fraction=0.0))
 

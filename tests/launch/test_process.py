@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import DataError
-from launch.process import CODE_KEY, ERROR_FILE_VARIABLE, TIME_KEY, guarded, noted
+from launch.process import CODE_KEY, ERROR_FILE_VARIABLE, TIME_KEY, guarded, noted, world_from_environment
 
 
 @pytest.fixture
@@ -59,3 +59,11 @@ def test_a_note_that_cannot_be_written_hides_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(ERROR_FILE_VARIABLE, str(tmp_path / "missing" / "error.json"))
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 // 0)
+
+
+def test_a_process_started_by_hand_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert world_from_environment() == (1, 1)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert world_from_environment() == (8, 4)

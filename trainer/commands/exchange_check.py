@@ -41,8 +41,7 @@ def main() -> int:
     mib, backend = int(sys.argv[1]), sys.argv[2]
     world = world_from_environment()
     # A dense model and one sequence per rank: no number of ranks is refused for what the check does not use.
-    batch = world[0] if world else 1
-    settings = ["parallel=data", "model.moe=dense", f"train.global_batch={batch}", f"parallel.backend={backend}"]
+    settings = ["parallel=data", "model.moe=dense", f"train.global_batch={world[0]}", f"parallel.backend={backend}"]
     cfg = compose(settings, world=world)
     mesh = init_groups(cfg.parallel)
     device = local_device(cfg)

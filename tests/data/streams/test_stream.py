@@ -99,8 +99,8 @@ def test_unigram_model_of_a_stream_is_finite(cfg: RunConfig) -> None:
 
 def test_bad_rows_and_settings_are_named(tmp_path: Path) -> None:
     cfg = stream_config(tmp_path, 2)
-    with pytest.raises(ConfigError, match=r"data\.stream_lanes: got 4"):
-        steps(cfg, 1, dp_size=8)
+    with pytest.raises(ConfigError, match=r"data\.stream_lanes: got 4; needs a divisor of train\.global_batch = 6"):
+        steps(replace(cfg, train=replace(cfg.train, global_batch=6)), 1)
     (tmp_path / "part-2.jsonl").write_text('{"text": "fine"}\n{"text": broken}\n')
     broken = replace(cfg, data=replace(cfg.data, hub_files=(str(tmp_path / "part-*"),)))
     with pytest.raises(DataError, match=r"part-2\.jsonl: row 2: .*broken"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from conf.derived.topology import AXIS_NAMES, Topology
 from parallel.layers.sharding import (
     ParamSpec,
     cast_module,
@@ -21,12 +22,11 @@ from parallel.layers.sharding import (
     tagged_parameters,
 )
 from parallel.mesh.axes import Axis, Mesh, single_process
-from parallel.mesh.topology import AXIS_NAMES, make_topology
 
 
-def groups_at(rank: int, **sizes) -> Mesh:
+def groups_at(rank: int, *, world: int, tp: int = 1, ep: int = 1, etp: int | None = None) -> Mesh:
     """Groups by arithmetic alone, for any rank of any world."""
-    topology = make_topology(**sizes)
+    topology = Topology(world=world, tp=tp, ep=ep, etp=tp if etp is None else etp)
 
     def axis(name) -> Axis:
         ranks = topology.members(name, rank)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.errors import ConfigError
+from conf.schema import RunConfig
 
 AxisName = Literal["world", "tp", "dp", "ep", "etp", "edp"]
 AXIS_NAMES: tuple[AxisName, ...] = ("world", "tp", "dp", "ep", "etp", "edp")
@@ -17,12 +17,17 @@ AXIS_NAMES: tuple[AxisName, ...] = ("world", "tp", "dp", "ep", "etp", "edp")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """Sizes of every axis. Build with `make_topology`, which checks that they fit."""
+    """Sizes of every axis. `conf.rules.layout.check_ranks` refuses sizes that do not fit before one is made."""
 
     world: int
     tp: int
     ep: int
     etp: int
+
+    def __post_init__(self) -> None:
+        assert self.world % self.tp == 0, self
+        assert self.etp in (1, self.tp), self
+        assert self.world % (self.etp * self.ep) == 0, self
 
     @property
     def dp(self) -> int:
@@ -57,20 +62,13 @@ class Topology:
         return tuple(self.members(axis, rank) for rank in range(self.world) if self.position(axis, rank) == 0)
 
 
-def make_topology(*, world: int, tp: int = 1, ep: int = 1, etp: int | None = None) -> Topology:
-    """A checked topology; `etp=None` means tp. Raises ConfigError naming the field that does not fit."""
-    etp = tp if etp is None else etp
-    if tp < 1 or world % tp:
-        raise ConfigError("parallel.tp", got=tp, needs=f"a divisor of the {world} ranks", hint=_divisors(world))
-    if etp not in (1, tp):
-        raise ConfigError(
-            "parallel.etp", got=etp, needs=f"1 or parallel.tp ({tp})", hint="null, which takes parallel.tp"
-        )
-    if ep < 1 or world % (etp * ep):
-        room = world // etp
-        raise ConfigError("parallel.ep", got=ep, needs=f"a divisor of ranks / etp = {room}", hint=_divisors(room))
-    return Topology(world=world, tp=tp, ep=ep, etp=etp)
+def topology(cfg: RunConfig) -> Topology:
+    """The axes of a run."""
+    parallel = cfg.parallel
+    etp = parallel.tp if parallel.etp is None else parallel.etp
+    return Topology(world=world_size(cfg), tp=parallel.tp, ep=parallel.ep, etp=etp)
 
 
-def _divisors(n: int) -> str:
-    return "one of " + ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+def world_size(cfg: RunConfig) -> int:
+    """Ranks of the whole run."""
+    return cfg.launch.nproc * cfg.launch.nodes
