@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.derived.derive import span_lengths
+from conf.derived.windows import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from conf.sources import SOURCES

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.derived.derive import span_lengths
+from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.schema import RunConfig
 from data.batch import EOS_ID, IntArray

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 from conf.compose import to_yaml
-from conf.derived.derive import (
-    expert_capacity,
-    micro_batch_size,
-    slots_per_token,
-    span_lengths,
-    sparse_layers,
-)
 from conf.derived.estimate import (
     Params,
     count_params,
@@ -18,7 +11,10 @@ from conf.derived.estimate import (
     local_params,
     num_active_params,
 )
+from conf.derived.groups import expert_capacity, micro_batch_size, slots_per_token
+from conf.derived.layers import sparse_layers
 from conf.derived.topology import topology
+from conf.derived.windows import span_lengths
 from conf.schema import RunConfig, Stack
 
 Facts = list[tuple[str, str]]

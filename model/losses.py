@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conf.derived.derive import STACKS
+from conf.derived.layers import STACKS
 from conf.routing.references import SEMANTICS
 from conf.routing.settings import is_silent, over_layers, z_divisor
 from conf.schema import MoeConfig

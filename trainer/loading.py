@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from conf import compose
-from conf.derived.derive import micro_batch_size
+from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer

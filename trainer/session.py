@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from conf.derived.derive import STACKS, planned_steps, sparse_layers
+from conf.derived.derive import planned_steps
+from conf.derived.layers import STACKS, sparse_layers
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader

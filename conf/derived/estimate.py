@@ -8,14 +8,22 @@ embedding's look-up. Attention counts every query-key pair of the padded length,
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from conf.derived.derive import STACKS, padded_vocab_size, span_lengths, sparse_layers, stack_depth
+from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.derived.topology import topology
+from conf.derived.windows import span_lengths
 from conf.routing.settings import experts_per_token
 from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
 
+VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
 FORWARD_AND_BACKWARD = 3
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the embedding: `vocab_size` rounded up to a multiple of 128."""
+    return math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 class Params(NamedTuple):

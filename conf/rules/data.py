@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conf.derived.derive import span_lengths
 from conf.derived.topology import topology
+from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, one_of, share
 from conf.schema import DataConfig, RunConfig

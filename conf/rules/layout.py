@@ -8,12 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from conf.derived.derive import (
-    VOCAB_MULTIPLE,
-    auto_group_sequences,
-    micro_batch_size,
-    padded_vocab_size,
-)
+from conf.derived.estimate import VOCAB_MULTIPLE, padded_vocab_size
+from conf.derived.groups import auto_group_sequences, micro_batch_size
 from conf.derived.topology import topology, world_size
 from conf.errors import ConfigError
 from conf.rules.data import check_lanes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from conf.derived.derive import STACKS, sparse_layers, stack_depth
+from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS

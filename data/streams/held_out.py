@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from conf.derived.derive import span_lengths
+from conf.derived.windows import span_lengths
 from conf.schema import RunConfig
 from data.files import locked, sha256_bytes, write_atomic
 from data.sources.finite import cache_folder

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.derived.derive import corrupted_lengths
+from conf.derived.windows import corrupted_lengths
 from data.batch import EOS_ID, PAD_ID, BoolArray, IntArray
 
 
@@ -45,7 +45,7 @@ class Corrupted(NamedTuple):
 
 
 def span_counts(raw: int, noise_density: float, mean_span_length: float) -> SpanCounts:
-    """How many of `raw` tokens are noise and in how many spans; agrees with `conf.derived.derive.corrupted_lengths`.
+    """How many of `raw` tokens are noise and in how many spans; agrees with `conf.derived.windows.corrupted_lengths`.
 
     One token alone cannot be both noise and context: it stays in the inputs, as in the reference.
     """

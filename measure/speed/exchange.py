@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from conf.derived.derive import expert_capacity, micro_batch_size
+from conf.derived.groups import expert_capacity, micro_batch_size
 from conf.schema import RunConfig
 from measure.speed.result import Row
 from measure.speed.setup import Settings

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from conf.compose import compose
-from conf.derived.derive import micro_batch_size
 from conf.derived.estimate import flops_per_sequence
+from conf.derived.groups import micro_batch_size
 from conf.derived.topology import topology
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs

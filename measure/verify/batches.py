@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conf.derived.derive import micro_batch_size
+from conf.derived.groups import micro_batch_size
 from conf.schema import RunConfig
 from data.batch import UNK_ID, IntArray, MicroBatch, StepBatch, decoder_inputs
 

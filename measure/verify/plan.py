@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conf.compose import compose
-from conf.derived.derive import padded_vocab_size
-from conf.derived.estimate import local_params, num_params
+from conf.derived.estimate import local_params, num_params, padded_vocab_size
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.convert import raise_all
 from conf.schema import RunConfig

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from conf.derived.derive import micro_batch_size
+from conf.derived.groups import micro_batch_size
 from conf.reading.convert import to_config, to_dict
 from conf.routing.settings import num_choices, stack_router
 from conf.schema import RunConfig, Stack

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from conf.derived.derive import STACKS, expert_capacity, scales_logits, sparse_layers, stack_depth
+from conf.derived.derive import scales_logits
+from conf.derived.groups import expert_capacity
+from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.errors import ConfigError, ConfigErrors
 from conf.schema import RunConfig, Stack
 from model.hf.files import read_json

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.derived.derive import STACKS, is_sparse_layer
+from conf.derived.layers import STACKS, is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig, Stack
 
 Kind = Literal["t5", "switch_transformers"]

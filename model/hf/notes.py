@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from conf.derived.derive import STACKS, scales_logits, sparse_layers
+from conf.derived.derive import scales_logits
+from conf.derived.layers import STACKS, sparse_layers
 from conf.routing.references import SEMANTICS
 from conf.schema import RunConfig
 from model.hf.config import EOS, HfConfig, sequence_capacity

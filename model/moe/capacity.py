@@ -1,6 +1,6 @@
 """Capacity as a function of tensors: slots of one expert for groups of differing numbers of tokens.
 
-Shape suffixes: G groups. The rule for one number is `conf.derived.derive.expert_capacity`, which a test compares.
+Shape suffixes: G groups. The rule for one number is `conf.derived.groups.expert_capacity`, which a test compares.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.derived.derive import expert_capacity
+from conf.derived.groups import expert_capacity
 from conf.routing.settings import counts_kept, jitter_reaches_experts, over_layers, router_settings
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.balance import layer_balance

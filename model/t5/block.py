@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from conf.derived.derive import is_sparse_layer
+from conf.derived.layers import is_sparse_layer
 from conf.schema import ModelConfig, MoeConfig, Stack
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode

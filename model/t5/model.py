@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conf.derived.derive import padded_vocab_size, scales_logits
+from conf.derived.derive import scales_logits
+from conf.derived.estimate import padded_vocab_size
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
 from model.moe.types import LayerRouting, RouteMode

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conf.derived.derive import span_lengths
+from conf.derived.windows import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from data.batch import decoder_inputs, token_masks

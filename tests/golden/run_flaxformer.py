@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.derived.derive import expert_capacity
+from conf.derived.groups import expert_capacity
 from conf.routing.settings import RouterSettings, router_settings
 from conf.schema import MoeConfig, PaddingName, RouterName
 from model.moe.routers.router import route

@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from conf.compose import compose
-from conf.derived.derive import STACKS, is_sparse_layer
+from conf.derived.layers import STACKS, is_sparse_layer
 from conf.schema import RunConfig, Stack
 from model.build import build_model
 from model.hf.config import sparse_step

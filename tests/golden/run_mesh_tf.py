@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.derived.derive import expert_capacity
+from conf.derived.groups import expert_capacity
 from conf.routing.settings import LOOKS_AHEAD, router_settings
 from conf.schema import MoeConfig, RouterName
 from model.moe.routers.router import route

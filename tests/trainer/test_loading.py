@@ -3,7 +3,7 @@
 import pytest
 
 from conf.compose import compose
-from conf.derived.derive import micro_batch_size
+from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from parallel.mesh.axes import single_process
 from tests.trainer.checkpoint import toy

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conf.derived.derive import span_lengths
+from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.schema import DataConfig
 from data.batch import EOS_ID

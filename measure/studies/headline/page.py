@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.compose import load
-from conf.derived.derive import slots_per_token
 from conf.derived.estimate import flops_per_sequence, num_params
+from conf.derived.groups import slots_per_token
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
 from measure.studies.curve import Curve, Spread, curve_of, read_rows, spread

@@ -5,19 +5,11 @@ from dataclasses import replace
 import pytest
 
 from conf.compose import compose
-from conf.derived.derive import (
-    auto_group_sequences,
-    auto_warmup_steps,
-    corrupted_lengths,
-    expert_capacity,
-    is_sparse_layer,
-    padded_vocab_size,
-    planned_steps,
-    scales_logits,
-    slots_per_token,
-    span_lengths,
-    sparse_layers,
-)
+from conf.derived.derive import auto_warmup_steps, planned_steps, scales_logits
+from conf.derived.estimate import padded_vocab_size
+from conf.derived.groups import auto_group_sequences, expert_capacity, slots_per_token
+from conf.derived.layers import is_sparse_layer, sparse_layers
+from conf.derived.windows import corrupted_lengths, span_lengths
 
 
 def test_t5_lengths():

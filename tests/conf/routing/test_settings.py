@@ -3,8 +3,8 @@
 import pytest
 
 from conf.compose import compose
-from conf.derived.derive import STACKS, sparse_layers
 from conf.derived.estimate import forward_flops, num_active_params, num_params
+from conf.derived.layers import STACKS, sparse_layers
 from conf.errors import ConfigError
 from conf.routing.references import SEMANTICS
 from conf.routing.settings import router_settings

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conf.compose import compose
-from conf.derived.derive import micro_batch_size
 from conf.derived.estimate import flops_per_token
+from conf.derived.groups import micro_batch_size
 from conf.errors import ConfigError
 from measure.speed import bench as main
 from measure.speed import exchange, layer, router, setup, step, subnormals

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from conf.derived.derive import expert_capacity
+from conf.derived.groups import expert_capacity
 from model.moe.layer import MoeLayer
 from parallel.layers.experts import LocalExchange
 from parallel.layers.sharding import cast_module, spec_of

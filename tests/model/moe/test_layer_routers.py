@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.derived.derive import expert_capacity
+from conf.derived.groups import expert_capacity
 from conf.routing.references import SEMANTICS
 from conf.routing.settings import router_settings
 from conf.schema import RouterName, SemanticsName

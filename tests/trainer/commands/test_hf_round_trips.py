@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import trainer.run_dir
 from conf import compose
-from conf.derived.derive import sparse_layers
+from conf.derived.layers import sparse_layers
 from conf.errors import CheckpointError, ConfigError
 from model.hf.config import read_config
 from tests.model.hf.folders import KINDS, SWITCH, T5, folder_of, imported, masters
