@@ -1,11 +1,7 @@
-"""Documents to tokenised shards: in several processes, resumable, the same bytes whatever the number of processes.
-
-`python -m data.prepare [--out DIR] <overrides>` is the command behind `pointsman prepare`.
-"""
+"""Documents to tokenised shards: in several processes, resumable, the same bytes whatever the number of processes."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conf.errors import PointsmanError
 from conf.schema import DataConfig, RunConfig
 from conf.sources import SOURCES
 from data.children import Child
@@ -155,64 +150,3 @@ def _count_pieces(folder: Path, shards: Sequence[ShardInfo], pieces: int) -> tup
             tokens = np.fromfile(folder / f"{shard.name}.tokens", dtype=token_dtype(pieces))
             counts += np.bincount(tokens, minlength=pieces)
     return tuple(counts.tolist())
-
-
-def main(argv: list[str]) -> int:
-    """`prepare [--out DIR] <overrides>`: make the shards and say where they are. Returns the exit code."""
-    from conf.compose import compose  # Hydra is needed by the command only
-
-    try:
-        out, overrides = _split_arguments(argv)
-        cfg = compose(overrides)
-        began = time.monotonic()
-        show = _progress_line(sys.stderr.isatty())
-        if SOURCES[cfg.data.source].kind != "documents":
-            prepare_data(cfg, progress=show)
-            print(f"data.source={cfg.data.source} is read as it is; the tokenizer and the validation text are ready")
-            return 0
-        prepared = prepare_finite(cfg.data, out=out, progress=show)
-    except PointsmanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(_summary(prepared, time.monotonic() - began))
-    return 0
-
-
-def _split_arguments(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    from conf.errors import ConfigError
-
-    out, overrides, rest = None, [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word == "--out" and not rest:
-            raise ConfigError("--out", got="nothing", needs="a directory", hint="--out shards/")
-        if word == "--out":
-            out = Path(rest.pop(0)).expanduser()
-        elif word.startswith("--out="):
-            out = Path(word.removeprefix("--out=")).expanduser()
-        else:
-            overrides.append(word)
-    return out, overrides
-
-
-def _progress_line(terminal: bool) -> Progress:
-    def show(text: str) -> None:
-        print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-    return show
-
-
-def _summary(prepared: Prepared, seconds: float) -> str:
-    index = read_index(prepared.folder)
-    lines = [f"{prepared.folder} ({seconds:.1f} s)"]
-    for split in SPLITS:
-        shards = [shard for shard in index.shards if shard.split == split]
-        documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
-        size = sum(shard.text_bytes for shard in shards) / 1e6
-        lines.append(f"  {split}: {documents:,} documents, {size:.1f} MB, {tokens:,} tokens, {len(shards)} shards")
-    lines.append(f"train on it with: data=shards data.files={prepared.folder}")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

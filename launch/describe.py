@@ -1,4 +1,4 @@
-"""The text of `pointsman config`: the composed configuration, then what follows from it."""
+"""The text of `pointsman config`: what follows from the composed configuration, then the configuration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Facts = list[tuple[str, str]]
 
 
 def describe(cfg: RunConfig) -> str:
-    """YAML of a resolved `cfg` and a block of derived facts, as comments, so that the whole text is still YAML."""
+    """What follows from a resolved `cfg`, as comments, then its YAML: the whole text is still YAML."""
     facts = [*_model_facts(cfg), *_layout_facts(cfg), *_data_facts(cfg), *_routing_facts(cfg)]
     width = max(len(name) for name, _ in facts)
     lines = [f"#   {name:<{width}}  {text}" for name, text in facts]
-    return "\n".join([to_yaml(cfg).rstrip(), "", "# What follows from it:", *lines, *_warnings(cfg)])
+    return "\n".join(["# What follows from the settings below:", *lines, *_warnings(cfg), "", to_yaml(cfg).rstrip()])
 
 
 def human(number: float) -> str:

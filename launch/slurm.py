@@ -6,7 +6,6 @@ reach the job as `sbatch` passes them on and are written nowhere.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import subprocess
@@ -15,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from conf.errors import SetupError
+from conf.errors import ConfigError, SetupError
 from conf.reading.redact import redact_text
 from conf.schema import LaunchConfig, RunConfig
+from launch.commands.kinds import define
+from launch.commands.parameters import FILE, option, takes_overrides
 from launch.naming import with_name
 from launch.torchrun import STALE, TRAINER, Rendezvous, module_search_path, torchrun_arguments
 
@@ -27,25 +28,41 @@ NOTICE_SECONDS = 180  # before the time limit, for the ranks to save and end
 MEETING = Rendezvous(endpoint="$head:$port", run_id="$SLURM_JOB_ID-$start")
 
 
-def main(argv: Sequence[str]) -> int:
-    """`pointsman slurm [--write FILE | --submit] OVERRIDES`; launch=slurm unless another launch preset is named."""
+@define(
+    notes="""\
+    One task per node starts that node's ranks; they meet on the first node. Without an option the script is printed.
+    The job is put back into the queue shortly before its time limit and continues from its last checkpoint.
+    launch=slurm is meant: 8 ranks and GPUs per node unless launch.nproc and launch.slurm_gpus_per_node differ.""",
+    examples=(
+        "pointsman slurm launch.nodes=2 launch.nproc=8 launch.slurm_partition=gpu model=switch_base_128 parallel.ep=16",
+        "pointsman slurm --write train.sbatch launch.nodes=2 launch.slurm_time=12:00:00",
+        "pointsman slurm --submit launch.slurm_gpus_per_node=null launch.nproc=2 name=first_on_cpus",
+    ),
+)
+@takes_overrides()
+@option("--write", type=FILE, metavar="FILE", help="write the script to this file")
+@option("--submit", is_flag=True, help="hand it to sbatch; a copy is kept in the run's folder")
+def command(overrides: tuple[str, ...], write: Path | None, submit: bool) -> int:
+    """Write or submit the Slurm batch script of a run."""
+    if write is not None and submit:
+        raise ConfigError("--write", got="--submit as well", needs="one of the two", hint="--submit alone")
+    return start(overrides, write=write, submitted=submit)
+
+
+def start(overrides: Sequence[str], *, write: Path | None = None, submitted: bool = False) -> int:
+    """Print the script, write it or submit it; launch=slurm unless another launch preset is named. The exit code."""
     from conf.compose import compose
 
-    parser = argparse.ArgumentParser(prog="pointsman slurm", add_help=False)
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--write", metavar="FILE", type=Path)
-    choice.add_argument("--submit", action="store_true")
-    options, overrides = parser.parse_known_args(list(argv))
     if not any(word.startswith("launch=") for word in overrides):
         overrides = ["launch=slurm", *overrides]  # with the GPUs and restarts of a job, whatever this machine has
     named, overrides = with_name(overrides, compose(overrides))
     script = batch_script(named, overrides)
-    if options.submit:
+    if submitted:
         return submit(script, folder=run_folder(named))
-    if options.write is not None:
-        options.write.write_text(script)
+    if write is not None:
+        write.write_text(script)
         run_folder(named).mkdir(parents=True, exist_ok=True)
-        print(f"{options.write} written; submit it here with: sbatch {options.write}")
+        print(f"{write} written; submit it here with: sbatch {write}")
         return 0
     print(script, end="")
     return 0

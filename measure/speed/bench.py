@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from conf.compose import compose
+import click
+from click.shell_completion import CompletionItem
+
 from conf.errors import ConfigError
-from measure.speed.machine import commit, machine_line, software_line
-from measure.speed.ranks import run_on_ranks
-from measure.speed.result import Row, markdown_table, text_table
-from measure.speed.setup import Settings
+from launch.commands.kinds import define
+from launch.commands.parameters import COUNT, FILE, Overrides, option
+
+if TYPE_CHECKING:
+    from measure.speed.result import Row
+    from measure.speed.setup import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,15 @@ class Benchmark:
     about: str
     run: Callable[[Settings], Iterable[Row]]
     refusal: Callable[[Settings], ConfigError | None] = lambda settings: None
+
+
+def _on_ranks(name: str) -> Callable[[Settings], Iterable[Row]]:
+    def run(settings: Settings) -> Iterable[Row]:
+        from measure.speed.ranks import run_on_ranks
+
+        return run_on_ranks(name, settings)
+
+    return run
 
 
 def _layer(settings: Settings) -> Iterable[Row]:
@@ -69,12 +81,12 @@ def _without_cpu(settings: Settings) -> ConfigError | None:
 BENCHMARKS = {
     "step": Benchmark(
         about="a training step on launch.nproc ranks against that of the FLOP-matched dense twin",
-        run=lambda settings: run_on_ranks("step", settings),
+        run=_on_ranks("step"),
         refusal=_without_experts,
     ),
     "exchange": Benchmark(
         about="the all-to-all of expert buffers against a copy of the same bytes",
-        run=lambda settings: run_on_ranks("exchange", settings),
+        run=_on_ranks("exchange"),
         refusal=_without_exchange,
     ),
     "layer": Benchmark(
@@ -88,26 +100,38 @@ BENCHMARKS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    table = "\n".join(f"  {name:<12}{benchmark.about}" for name, benchmark in BENCHMARKS.items())
-    result = argparse.ArgumentParser(
-        prog="pointsman bench",
-        usage="pointsman bench [WHAT...] [OVERRIDES] [--json FILE] [--markdown FILE] [--rounds N] [--threads N]",
-        description=f"{__doc__}\n\nWHAT (all that make sense here when none is named)\n{table}",
-        epilog="example: pointsman bench layer model=switch_base_8 train.precision=bf16 --json layer.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("words", nargs="*", metavar="WHAT|OVERRIDE", help="benchmarks and settings (Hydra's), mixed")
-    result.add_argument("--json", type=Path, help="write every single measurement to this file")
-    result.add_argument("--markdown", type=Path, help="write the result page to this file")
-    result.add_argument("--rounds", type=int, default=9, help="measurements of each side (default 9)")
-    result.add_argument("--threads", type=int, help="CPU threads of a rank (default launch.threads_per_rank, or 1)")
-    return result
+class Words(Overrides):
+    """Benchmarks and settings, mixed."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Benchmarks, then settings."""
+        named = [CompletionItem(n, help=each.about) for n, each in BENCHMARKS.items() if n.startswith(incomplete)]
+        return [*named, *super().shell_complete(ctx, incomplete)]
+
+
+@define(
+    notes="WHAT (all that make sense here when none is named)\n"
+    + "\n".join(f"  {name:<12}{benchmark.about}" for name, benchmark in BENCHMARKS.items()),
+    examples=("pointsman bench layer model=switch_base_8 train.precision=bf16 --json layer.json",),
+)
+@click.argument(
+    "words", cls=Words, of_new_run=False, metavar="[WHAT|OVERRIDE]...", help="benchmarks and settings, mixed"
+)
+@option("--json", type=FILE, metavar="FILE", help="write every single measurement to this file")
+@option("--markdown", type=FILE, metavar="FILE", help="write the result page to this file")
+@option("--rounds", type=COUNT, default=9, help="measurements of each side")
+@option("--threads", type=COUNT, help="CPU threads of a rank (default: launch.threads_per_rank, or 1)")
+def command(words: tuple[str, ...], json: Path | None, markdown: Path | None, rounds: int, threads: int | None) -> int:
+    """Measure, each result a ratio against a peer measured in the same run."""
+    names, overrides = split_words(words)
+    bench(names, overrides, rounds=rounds, threads=threads, json_file=json, markdown=markdown)
+    return 0
 
 
 def heading(names: Sequence[str], settings: Settings) -> dict[str, str]:
     """What was run, of which code, on what."""
+    from measure.speed.machine import commit, machine_line, software_line
+
     words = [*names, *settings.overrides, "--rounds", str(settings.rounds), "--threads", str(settings.threads)]
     return {
         "command": "pointsman bench " + shlex.join(words),
@@ -129,15 +153,17 @@ def split_words(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     return [name for name in BENCHMARKS if name in named], overrides
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command: print what is measured with what, a table for each benchmark, and write the files."""
-    arguments = parser().parse_intermixed_args(list(argv))
-    for name in ("rounds", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name}", got=value, needs="at least 1", hint=f"--{name} 3")
-    names, overrides = split_words(arguments.words)
-    settings = _settings(overrides, arguments)
+def bench(
+    names: Sequence[str],
+    overrides: tuple[str, ...],
+    *,
+    rounds: int,
+    threads: int | None = None,
+    json_file: Path | None = None,
+    markdown: Path | None = None,
+) -> None:
+    """Print what is measured with what and a table for each benchmark; write the files."""
+    settings = _settings(overrides, rounds=rounds, threads=threads)
     refused = {name: error for name in BENCHMARKS if (error := BENCHMARKS[name].refusal(settings)) is not None}
     for name in names:
         if name in refused:
@@ -145,21 +171,24 @@ def main(argv: Sequence[str]) -> int:
     names = names or [name for name in BENCHMARKS if name not in refused]
     head = heading(names, settings)
     print("\n".join(f"{key:<10}{value}" for key, value in head.items()), flush=True)
+    from measure.speed.result import text_table
+
     rows: list[Row] = []
     for name in names:
         found = list(BENCHMARKS[name].run(settings))
         print(f"\n{name}: {BENCHMARKS[name].about}\n{text_table(found)}", flush=True)
         rows += found
-    if arguments.json:
+    if json_file:
         content = {**head, "rows": [row.to_json() for row in rows]}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if arguments.markdown:
-        arguments.markdown.write_text(page(head, rows), encoding="utf-8")
-    return 0
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if markdown:
+        markdown.write_text(page(head, rows), encoding="utf-8")
 
 
 def page(head: dict[str, str], rows: Sequence[Row]) -> str:
     """A result page: what was run on what, then a table for each benchmark."""
+    from measure.speed.result import markdown_table
+
     names = list(dict.fromkeys(row.benchmark for row in rows))
     lines = [f"# {', '.join(names)}", ""]
     lines += ["Written by the command below; README.md in this folder says how ratios are formed.", ""]
@@ -170,17 +199,15 @@ def page(head: dict[str, str], rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings(overrides: tuple[str, ...], arguments: argparse.Namespace) -> Settings:
+def _settings(overrides: tuple[str, ...], *, rounds: int, threads: int | None) -> Settings:
+    from conf.compose import compose
+
     cfg = compose(overrides)
     import torch
 
+    from measure.speed.setup import Settings
     from trainer.device import local_device
 
-    threads = arguments.threads or cfg.launch.threads_per_rank or 1
+    threads = threads or cfg.launch.threads_per_rank or 1
     torch.set_num_threads(threads)
-    device = local_device(cfg)
-    return Settings(cfg=cfg, overrides=overrides, device=device, rounds=arguments.rounds, threads=threads)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return Settings(cfg=cfg, overrides=overrides, device=local_device(cfg), rounds=rounds, threads=threads)

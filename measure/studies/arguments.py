@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from conf.errors import ConfigError
+from launch.commands.parameters import COUNT, FILE, FOLDER, option, takes_overrides
 from launch.identity import ROOT
 
 # One process and one thread a run, so that two fit on two cores. ZeRO has nothing to shard there.
@@ -22,55 +24,76 @@ COMMON = (
 )
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, study: str, steps: int) -> None:
-    """Options of every study."""
-    parser.add_argument("overrides", nargs="*", help="settings of every run, e.g. data=text data.files='docs/*.txt'")
-    parser.add_argument("--out", type=Path, default=Path("runs") / study, help="folder of the runs (default runs/NAME)")
-    parser.add_argument("--steps", type=int, default=steps, help=f"optimizer steps of every run (default {steps})")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of weights and jitter")
-    parser.add_argument("--eval-every", type=int, default=25, help="steps between evaluations (default 25)")
-    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, one thread each (default 2)")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of the step timing, in turns (default 20)")
-    parser.add_argument("--markdown", type=Path, help="page whose generated block is to be written")
+NOT_TOLD = ("out", "markdown", "overrides", "at_once")  # they say nothing about the numbers
 
 
-def check_common_arguments(arguments: argparse.Namespace, *, owned: Sequence[str]) -> None:
-    """Raise `ConfigError` for numbers out of range and for settings that the study itself varies or fixes."""
-    for name in ("steps", "eval_every", "at_once", "rounds"):
-        if getattr(arguments, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(flag, got=getattr(arguments, name), needs="at least 1", hint=f"{flag} 2")
-    if len(set(arguments.seeds)) != len(arguments.seeds):
-        raise ConfigError("--seeds", got=arguments.seeds, needs="different seeds", hint="--seeds 1 2 3")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What every study is asked for."""
+
+    out: Path  # folder of the runs
+    steps: int  # optimizer steps of every run
+    overrides: tuple[str, ...] = ()  # settings of every run
+    seeds: tuple[int, ...] = (1, 2, 3)  # of weights and jitter
+    eval_every: int = 25  # steps
+    at_once: int = 2  # runs side by side, one thread each
+    rounds: int = 20  # of the step timing
+    markdown: Path | None = None  # page whose generated block is to be written
+
+
+def takes_study(default: Study) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the function gets the fields of `Study`, each by its name."""
+    options = (
+        takes_overrides(),
+        option("--out", type=FOLDER, default=str(default.out), metavar="DIR", help="folder of the runs"),
+        option("--steps", type=COUNT, default=default.steps, help="optimizer steps of every run"),
+        option("--seeds", type=int, more=str.isdecimal, default=default.seeds, help="seeds of weights and jitter"),
+        option("--eval-every", type=COUNT, default=default.eval_every, help="steps between evaluations"),
+        option("--at-once", type=COUNT, default=default.at_once, help="runs side by side, one thread each"),
+        option("--rounds", type=COUNT, default=default.rounds, help="rounds of the step timing, in turns"),
+        option("--markdown", type=FILE, metavar="FILE", help="page whose generated block is to be written"),
+    )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for add in reversed(options):
+            function = add(function)
+        return function
+
+    return decorate
+
+
+def check_study(study: Study, *, owned: Sequence[str]) -> None:
+    """Raise `ConfigError` for equal seeds and for settings that the study itself varies or fixes."""
+    if len(set(study.seeds)) != len(study.seeds):
+        raise ConfigError("--seeds", got=study.seeds, needs="different seeds", hint="--seeds 1 2 3")
     taken = {line.partition("=")[0] for line in (*COMMON, *owned)} | {"name", "runs_dir", "seed", "train.steps"}
-    for line in arguments.overrides:
+    for line in study.overrides:
         key = line.partition("=")[0].lstrip("+~")
         if key in taken:
             raise ConfigError(key, got=line, needs="a setting that the study does not set itself", hint="its options")
 
 
-def common_overrides(arguments: argparse.Namespace, *, seed: int) -> tuple[str, ...]:
+def common_overrides(study: Study, *, seed: int) -> tuple[str, ...]:
     """Settings of one run, without those that the study varies."""
     return (
         *COMMON,
         f"seed={seed}",
-        f"train.steps={arguments.steps}",
-        f"train.eval_every={arguments.eval_every}",
-        f"train.log_every={min(arguments.eval_every, 25)}",
-        *arguments.overrides,
+        f"train.steps={study.steps}",
+        f"train.eval_every={study.eval_every}",
+        f"train.log_every={min(study.eval_every, 25)}",
+        *study.overrides,
     )
 
 
-def provenance(study: str, arguments: argparse.Namespace, parser: argparse.ArgumentParser, *, where: str) -> str:
+def provenance(name: str, study: Study, default: Study, *, where: str) -> str:
     """Command, commit and hardware. Folders are left out: they say nothing about the numbers."""
-    words = [f"pointsman study {study}"]
-    for name, value in sorted(vars(arguments).items()):
-        if name in ("out", "markdown", "overrides", "at_once"):
-            continue
-        if value != parser.get_default(name):
-            shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            words.append(f"--{name.replace('_', '-')} {shown}")
-    shown = [line for line in arguments.overrides if not line.startswith(("data.files", "data.cache_dir"))]
+    words = [f"pointsman study {name}"]
+    for field in sorted(field.name for field in fields(study) if field.name not in NOT_TOLD):
+        value = getattr(study, field)
+        if value != getattr(default, field):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{field.replace('_', '-')} {shown}")
+    shown = [line for line in study.overrides if not line.startswith(("data.files", "data.cache_dir"))]
     return f"Made by `{' '.join([*words, *shown])}` at commit `{_commit()}`; timed on {where}."
 
 

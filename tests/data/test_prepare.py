@@ -20,6 +20,7 @@ from data.corpus import open_corpus, verify_shards
 from data.prepare import prepare_data, prepare_finite
 from data.shards.shards import read_index
 from data.sources.finite import is_validation
+from launch.cli import main
 from tests.data.helpers import sentences, text_config, tiny_config, write_jsonl
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "en"
@@ -96,7 +97,8 @@ def test_killed_while_writing_it_resumes(tmp_path: Path) -> None:
         "data.validation_fraction=0.2",
         "data.prepare_workers=2",
     ]
-    command = [sys.executable, "-c", f"{_SMALL}import sys; sys.exit(p.main(sys.argv[1:]))", *arguments]
+    start = f"{_SMALL}import sys; from launch.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
+    command = [sys.executable, "-c", start, *arguments]
     victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.json"))) < 3 and victim.poll() is None and time.monotonic() < deadline:
@@ -117,7 +119,14 @@ def test_killed_while_writing_it_resumes(tmp_path: Path) -> None:
 
 def test_two_jobs_at_once(tmp_path: Path) -> None:
     text_config(tmp_path)
-    command = [sys.executable, "-m", "data.prepare", "data=text", f"data.files=['{tmp_path / 'corpus.jsonl'}']"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "prepare",
+        "data=text",
+        f"data.files=['{tmp_path / 'corpus.jsonl'}']",
+    ]
     command += [f"data.cache_dir={tmp_path / 'cache'}", "data.tokenizer_vocab=120", "data.validation_fraction=0.2"]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [job.communicate(timeout=120) for job in jobs]
@@ -137,7 +146,7 @@ def test_prepared_directory_is_a_source(tmp_path: Path, capsys: pytest.CaptureFi
         f"data.cache_dir={cfg.data.cache_dir}",
         "data.tokenizer_vocab=120",
     ]
-    assert prepare.main(["--out", str(out), "data=text", "data.validation_fraction=0.2", *arguments]) == 0
+    assert main(["prepare", "--out", str(out), "data=text", "data.validation_fraction=0.2", *arguments]) == 0
     assert f"data=shards data.files={out}" in capsys.readouterr().out
     shards = open_corpus(tiny_config(tmp_path, "data=shards", f"data.files=['{out}']"))
     text = open_corpus(cfg)
@@ -159,7 +168,7 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
 def test_command_reports_faults_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps({"body": "x"}) + "\n")
     arguments = ["data=text", f"data.files=['{tmp_path / 'bad.jsonl'}']", f"data.cache_dir={tmp_path / 'cache'}"]
-    assert prepare.main(arguments) == 2
+    assert main(["prepare", *arguments]) == 2
     assert "bad.jsonl: row 1: has no field 'text'" in capsys.readouterr().err
 
 

@@ -14,27 +14,43 @@ import pytest
 import launch.local
 from conf.errors import SetupError
 from launch.cli import main
-from launch.commands import COMMANDS
+from launch.commands.table import COMMANDS
 from launch.identity import ROOT
+from measure.studies.study import STUDIES
+from trainer.commands import fill
 
 
 def test_overview_teaches_every_command_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in COMMANDS:
-        assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+    for row in COMMANDS:
+        assert re.search(rf"^  {row.name} ", text, re.MULTILINE), row
     assert "switch_base_8  switch_base_16" in text  # presets, in the order of their numbers
     assert max(map(len, text.splitlines())) <= 120
     assert main([]) == 0
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize("name", [command.name for command in COMMANDS.values() if command.module is None])
-def test_help_of_a_command_has_usage_and_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "model=nonsense", "--help"]) == 0
+COMMAND_LINES = [[row.name] for row in COMMANDS] + [["study", row.name] for row in STUDIES]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
+def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "x=nonsense", "--help"]) == 0 if words != ["study"] else main(["study", "-h"]) == 0
     text = capsys.readouterr().out
-    assert f"usage: pointsman {name}" in text
-    assert text.count(f"pointsman {name}") >= 2
+    assert text.startswith(f"usage: pointsman {' '.join(words)} ")
+    assert "  -h, --help" in text
+    assert "  --debug" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert main(["help", *words]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("words", [["train"], ["eval", "r"], ["prepare"], ["config"], ["verify-parallel"], ["slurm"]])
+def test_settings_have_one_help_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--help"]) == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "[OVERRIDE]... settings: FIELD=VALUE or GROUP=PRESET, wherever among the options" in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +72,76 @@ def test_mistyped_command_gets_advice(typed: str, advice: str, capsys: pytest.Ca
     assert text.startswith(f"error: command: got '{typed}'; needs one of train, ")
     assert advice in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["train", "--train.steps=3"],
+            "pointsman train: got '--train.steps'; needs an option that it has: .*; try train.steps=3",
+        ),
+        (["fill", "--baems", "4"], "pointsman fill: got '--baems'; needs an option .*; try --beams"),
+        (["fill", "r", "--beams", "x"], "--beams: got 'x'; needs a whole number; try pointsman fill --help"),
+        (["doctor", "--ranks", "0"], "--ranks: got '0'; needs a whole number, at least 1; "),
+        (["export-hf", "r", "--dtype", "int8"], "--dtype: got 'int8'; needs one of float32, bfloat16, float16; "),
+        (["prepare", "--out"], "--out: got 'nothing'; needs DIR: where the shards go"),
+        (["generate", "r", "--ids=3"], "--ids: got 'a value'; needs none: it is a switch; try --ids"),
+        (["doctor", "extra"], "pointsman doctor: got unexpected extra argument"),
+        (["study"], "study: got 'nothing'; needs one of headline, precision; "),
+        (
+            ["study", "headlien"],
+            "study: got 'headlien'; needs one of headline, precision; try pointsman study headline",
+        ),
+        (["completion", "tcsh"], "SHELL: 'tcsh' is not one of 'bash', 'zsh', 'fish'; "),
+        (["--verison"], "pointsman: got '--verison'; .*; try --version"),
+        (["slurm", "--write", "x", "--submit"], "--write: got '--submit as well'; needs one of the two"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_told_in_one(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    text = capsys.readouterr().err
+    assert re.match(f"error: {told}", text), text
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["eval", "fill", "generate", "export-hf"])
+def test_a_missing_run_is_told_with_the_runs_there_are(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = "error: RUN: got 'nothing'; needs a run folder, or one checkpoint folder in it; try "
+    assert main([name]) == 2
+    assert capsys.readouterr().err == f"{start}`pointsman train name=first`, which makes runs/first\n"
+    make_runs(tmp_path, "old", "new")
+    assert main([name]) == 2
+    assert capsys.readouterr().err == f"{start}runs/new, runs/old\n"
+
+
+def make_runs(folder: Path, *names: str) -> None:
+    for age, name in enumerate(reversed(names)):
+        (folder / "runs" / name).mkdir(parents=True)
+        config = folder / "runs" / name / "config.yaml"
+        config.touch()
+        os.utime(config, (1e9 - age, 1e9 - age))
+
+
+def test_options_stand_before_or_behind_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scripts = []
+    for words in (
+        ["--write", "a", "name=x", "seed=3"],
+        ["name=x", "seed=3", "--write", "a"],
+        ["name=x", "--write=a", "seed=3"],
+    ):
+        assert main(["slurm", *words]) == 0
+        scripts.append(Path("a").read_text())
+    assert "seed=3" in scripts[0]
+    assert len(set(scripts)) == 1
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,27 +185,25 @@ def test_nodes_cannot_each_choose_a_name(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err.startswith("error: name: got None; needs a name, the same on every node")
 
 
-def test_commands_with_a_module_get_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-
-    class Module:
-        @staticmethod
-        def main(argv: list[str]) -> int:
-            seen.append(argv)
-            raise SetupError("no such run")
-
-    monkeypatch.setattr("launch.cli.importlib.import_module", lambda name: seen.append(name) or Module)
-    assert main(["fill", "a sentence", "--beams", "4"]) == 2
-    assert seen == ["trainer.commands.fill", ["a sentence", "--beams", "4"]]
+def test_a_command_ends_with_the_code_of_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fill, "fill", lambda *_, **__: (_ for _ in ()).throw(SetupError("no such run")))
+    assert main(["fill", "run", "a <mask>", "--beams", "4"]) == 2
+    monkeypatch.setattr(fill, "fill", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["fill", "run", "a <mask>"]) == 130
 
 
-def test_start_is_quick_and_free_of_torch(tmp_path: Path) -> None:
+def test_start_is_free_of_torch_and_help_of_hydra_too(tmp_path: Path) -> None:
     code = (
-        "import sys; from launch.cli import main; main(['--help']); main(['train', 'train.steps=-1']);"
-        "print(sorted({'torch', 'deepspeed', 'megatron', 'datasets', 'wandb'} & set(sys.modules)))"
+        "import sys; from launch.cli import main\n"
+        f"for words in {[[], *COMMAND_LINES]!r}: main([*words, '--help'])\n"
+        "print({'torch', 'numpy', 'hydra', 'omegaconf', 'wandb'} & set(sys.modules), file=sys.stderr)\n"
+        "main(['train', 'train.steps=-1']); main(['config'])\n"
+        "print({'torch', 'deepspeed', 'megatron', 'datasets', 'wandb'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    lines = done.stderr.splitlines()
+    assert (lines[0], lines[-1]) == ("set()", "set()"), done.stderr
+    assert done.returncode == 0
 
 
 def test_console_script_ignores_a_package_of_the_working_directory(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def test_the_facts_of_a_run_of_four_ranks():
 
 def test_a_dense_model_has_no_routing_and_the_whole_model_active():
     text = describe(compose(["model=t5_base"]))
-    assert "routing" not in text.partition("What follows")[2]
+    facts, _, settings = text.partition("\n\n")
+    assert facts.startswith("# What follows from the settings below:")
+    assert "routing" not in facts
+    assert settings.startswith("name: null")
     assert fact(text, "active per token").startswith("223M")
 
 

@@ -18,8 +18,9 @@ import pytest
 from conf.compose import compose
 from conf.errors import SetupError
 from conf.schema import RunConfig
+from launch import cli
 from launch.local import free_port
-from launch.slurm import batch_script, main, submit
+from launch.slurm import batch_script, start, submit
 
 STANDIN = "tests.launch.standin"
 ONE_NODE = Path(__file__).with_name("slurm_one_node.sh")
@@ -117,7 +118,7 @@ def test_container_runs_the_images_python_with_the_run_folder_mounted(tmp_path: 
 
 
 def test_a_requeued_job_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--write", str(tmp_path / "job.sbatch"), f"runs_dir={tmp_path}"]) == 0
+    assert start([f"runs_dir={tmp_path}"], write=tmp_path / "job.sbatch") == 0
     script = (tmp_path / "job.sbatch").read_text()
     name = next(line for line in script.splitlines() if "--job-name=pointsman-" in line).split("pointsman-")[1]
     assert f"name={name}" in script.split("trainer.main")[1]
@@ -129,12 +130,12 @@ def test_a_job_asks_for_gpus_and_restarts_unless_told_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["name=big", f"runs_dir={tmp_path}"]
-    assert main(["launch.nproc=4", *run]) == 0
+    assert start(["launch.nproc=4", *run]) == 0
     script = capsys.readouterr().out
     assert "#SBATCH --gpus-per-node=4" in script
     assert "--max-restarts=3" in script
     assert "launch=slurm" in script.split("trainer.main")[1]
-    assert main(["launch=local", "launch.nproc=4", *run]) == 0
+    assert cli.run(["slurm", "launch=local", "launch.nproc=4", *run]) == 0
     assert "gpus-per-node" not in capsys.readouterr().out
 
 

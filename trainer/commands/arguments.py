@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import ConfigError
+from launch.commands.parameters import option
 
 if TYPE_CHECKING:
     from model.generate import GenerateOptions
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser, *, max_length: int) -> None:
-    """Greedy by default; `--beams` above 1 searches; `--sample` draws."""
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--beams", type=int, default=1, help="beam width; 1 is greedy (default)")
-    group.add_argument("--length-penalty", type=float, default=0.6, help="alpha of ((5 + length) / 6)**alpha")
-    group.add_argument("--sample", action="store_true", help="draw tokens instead of taking the likeliest")
-    group.add_argument("--temperature", type=float, default=1.0, help="with --sample; below 1 is bolder")
-    group.add_argument("--top-k", type=int, default=0, help="with --sample: only the k likeliest tokens; 0: all")
-    group.add_argument("--top-p", type=float, default=1.0, help="with --sample: only the likeliest of this mass")
-    group.add_argument("--seed", type=int, default=0, help="with --sample")
-    group.add_argument("--max-length", type=int, default=max_length, help=f"generated tokens (default {max_length})")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How to decode: greedy by default; `beams` above 1 searches; `sample` draws."""
 
+    max_length: int
+    beams: int = 1
+    length_penalty: float = 0.6
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
 
-def decoding_options(arguments: argparse.Namespace) -> GenerateOptions:
-    """The options as the model's generator takes them; raises `ConfigError` for values out of range."""
-    from model.generate import GenerateOptions
+    def options(self) -> GenerateOptions:
+        """The same as the model's generator takes it; raises `ConfigError` for values out of range."""
+        from model.generate import GenerateOptions
 
-    if arguments.sample and arguments.beams > 1:
-        raise ConfigError(
-            "--sample", got=f"--beams {arguments.beams} as well", needs="one of the two", hint="--beams 1"
+        if self.sample and self.beams > 1:
+            got = f"--beams {self.beams} as well"
+            raise ConfigError("--sample", got=got, needs="one of the two", hint="--beams 1")
+        return GenerateOptions(
+            mode="sample" if self.sample else "beam" if self.beams > 1 else "greedy",
+            max_length=self.max_length,
+            temperature=self.temperature,
+            top_k=self.top_k or None,
+            top_p=self.top_p,
+            seed=self.seed,
+            beams=self.beams,
+            length_penalty=self.length_penalty,
         )
-    return GenerateOptions(
-        mode="sample" if arguments.sample else "beam" if arguments.beams > 1 else "greedy",
-        max_length=arguments.max_length,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k or None,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        beams=arguments.beams,
-        length_penalty=arguments.length_penalty,
+
+
+def takes_decoding(*, max_length: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the function gets the fields of `Decoding`, each by its name."""
+    default = Decoding(max_length=max_length)
+    options = (
+        option("--beams", type=int, default=default.beams, help="beam width; 1 is greedy"),
+        option("--length-penalty", default=default.length_penalty, help="alpha of ((5 + length) / 6)**alpha"),
+        option("--sample", is_flag=True, help="draw tokens instead of taking the likeliest"),
+        option("--temperature", default=default.temperature, help="with --sample; below 1 is bolder"),
+        option("--top-k", default=default.top_k, help="with --sample: only the k likeliest tokens; 0: all"),
+        option("--top-p", default=default.top_p, help="with --sample: only the likeliest of this mass"),
+        option("--seed", default=default.seed, help="with --sample"),
+        option("--max-length", default=default.max_length, help="generated tokens"),
     )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for add in reversed(options):
+            function = add(function)
+        return function
+
+    return decorate

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 
-from conf.errors import ConfigError
+from launch.commands.kinds import define
+from launch.commands.parameters import COUNT, option
 
 _PACKAGES = (
     "torch",
@@ -29,13 +28,22 @@ _PACKAGES = (
 _EXCHANGE_S = 300
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(prog="pointsman doctor", description=__doc__)
-    result.add_argument("--nproc", type=int, default=2, help="ranks of the all-to-all check (default 2)")
-    result.add_argument("--mib", type=int, default=16, help="buffer of one rank in MiB (default 16)")
-    result.add_argument("--no-exchange", action="store_true", help="skip the all-to-all check")
-    return result
+@define()
+@option("--ranks", "--nproc", type=COUNT, default=2, help="ranks of the all-to-all check")
+@option("--mib", type=COUNT, default=16, help="buffer of one rank in MiB")
+@option("--no-exchange", is_flag=True, help="skip the all-to-all check")
+def command(ranks: int, mib: int, no_exchange: bool) -> int:
+    """Show versions, devices and backends, and how fast ranks on this machine exchange expert buffers.
+
+    Exit code 1 when the exchange fails.
+    """
+    for line in (*version_lines(), *device_lines(), *tool_lines()):
+        print(line)
+    if no_exchange:
+        return 0
+    lines = exchange_lines(ranks, mib)
+    print("\n".join(lines))
+    return 1 if any("FAILED" in line for line in lines) else 0
 
 
 def version_lines() -> list[str]:
@@ -88,27 +96,8 @@ def exchange_lines(nproc: int, mib: int) -> list[str]:
             command, env=environment, capture_output=True, text=True, timeout=_EXCHANGE_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return [f"all-to-all      FAILED: not done after {_EXCHANGE_S} s; try --nproc 2 --mib 1"]
+        return [f"all-to-all      FAILED: not done after {_EXCHANGE_S} s; try --ranks 2 --mib 1"]
     lines = [line for line in done.stdout.splitlines() if line.startswith("all-to-all")]
     if done.returncode == 0 and lines:
         return lines
     return [f"all-to-all      FAILED with exit code {done.returncode}:", *done.stderr.strip().splitlines()[-15:]]
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command; exit code 1 when the exchange fails."""
-    arguments = parser().parse_args(argv)
-    for name in ("nproc", "mib"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name}", got=getattr(arguments, name), needs="at least 1", hint=f"--{name} 2")
-    for line in (*version_lines(), *device_lines(), *tool_lines()):
-        print(line)
-    if arguments.no_exchange:
-        return 0
-    lines = exchange_lines(arguments.nproc, arguments.mib)
-    print("\n".join(lines))
-    return 1 if any("FAILED" in line for line in lines) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

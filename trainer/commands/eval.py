@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from launch.commands.kinds import define
+from launch.commands.parameters import takes_overrides, takes_run
 
 if TYPE_CHECKING:
     from data.batch import StepBatch
     from trainer.report.metrics import Report
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog="pointsman eval",
-        description="Evaluate a trained model on held-out text, in one process, whatever layout trained it.",
-        epilog="example: pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",
-    )
-    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
-    result.add_argument("overrides", nargs="*", help="settings to change for the evaluation, e.g. other data")
-    return result
+@define(examples=("pointsman eval runs/first data=text data.files='docs/*.jsonl' train.eval_batches=20",))
+@takes_run
+@takes_overrides(of_new_run=False)
+def command(run: Path, overrides: tuple[str, ...]) -> int:
+    """Evaluate a trained model on held-out text, in one process, whatever layout trained it.
+
+    Settings change the evaluation: other data, more batches.
+    """
+    evaluate_run(run, overrides=overrides)
+    return 0
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    arguments = parser().parse_args(argv)
+def evaluate_run(path: Path, *, overrides: Sequence[str] = ()) -> None:
+    """Print the losses and the routing table of a run's newest checkpoint."""
     from data.corpus import open_corpus
     from data.loader import build_loader
     from data.prepare import prepare_data
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     from trainer.report.summary import learning_lines
     from trainer.session import layer_names
 
-    loaded = load_run(arguments.run, overrides=arguments.overrides)
+    loaded = load_run(path, overrides=overrides)
     cfg, module = loaded.cfg, loaded.module
     view = PreparationView()
     prepare_data(cfg, progress=view.update)
@@ -60,8 +60,3 @@ def main(argv: Sequence[str]) -> int:
         "\n".join(learning_lines(first_loss=None, last=straight, unigram_nats=unigram, shuffled=report(shuffled=True)))
     )
     print(routing_table(straight, capacity_factor=cfg.moe.eval_capacity_factor))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

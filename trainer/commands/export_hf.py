@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from conf.errors import CheckpointError, ConfigError
+from launch.commands.kinds import define
+from launch.commands.parameters import FOLDER, option, takes_run
 
 if TYPE_CHECKING:
     import torch
@@ -23,22 +24,28 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog="pointsman export-hf",
-        description="Write a run as a Hugging Face checkpoint: T5ForConditionalGeneration for a dense model, "
-        "SwitchTransformersForConditionalGeneration for one with experts.",
-        epilog="example: pointsman export-hf runs/first exported/first --dtype bfloat16",
+@define(examples=("pointsman export-hf runs/first exported/first --dtype bfloat16",))
+@takes_run
+@click.argument("folder", type=FOLDER, required=False, metavar="[DIR]", help="where to (default: RUN/huggingface)")
+@option(
+    "--dtype", type=click.Choice(DTYPES), default="float32", metavar="TYPE", help="of the weights: " + ", ".join(DTYPES)
+)
+@option("--shard-size", default="5GB", metavar="SIZE", help="largest file, such as 500MB")
+@option("--expert-capacity", type=int, help="slots per sequence and expert, where the run's capacity is a factor")
+def command(run: Path, folder: Path | None, dtype: str, shard_size: str, expert_capacity: int | None) -> int:
+    """Write a run as a Hugging Face checkpoint.
+
+    T5ForConditionalGeneration for a dense model, SwitchTransformersForConditionalGeneration for one with experts.
+    """
+    shard_bytes = parse_size(shard_size)
+    import torch
+
+    target, notes = export_run(
+        run, folder, dtype=getattr(torch, dtype), shard_bytes=shard_bytes, expert_capacity=expert_capacity
     )
-    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
-    result.add_argument("folder", type=Path, nargs="?", help="where to (default: RUN/huggingface)")
-    result.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights (default float32)")
-    result.add_argument("--shard-size", default="5GB", help="largest file, such as 500MB (default 5GB)")
-    result.add_argument(
-        "--expert-capacity", type=int, help="slots per sequence and expert, where the run's capacity is a factor"
-    )
-    return result
+    weights = len(list(target.glob("*.safetensors")))
+    print("\n".join([*notes, f"{target}: config.json and {weights} file(s) of weights"]))
+    return 0
 
 
 def export_run(
@@ -191,25 +198,3 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise ConfigError("--shard-size", got=text, needs="a size such as 500MB or 5GB", hint="--shard-size 5GB")
     return size
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    arguments = parser().parse_args(argv)
-    shard_bytes = parse_size(arguments.shard_size)
-    import torch
-
-    folder, notes = export_run(
-        arguments.run,
-        arguments.folder,
-        dtype=getattr(torch, arguments.dtype),
-        shard_bytes=shard_bytes,
-        expert_capacity=arguments.expert_capacity,
-    )
-    weights = len(list(folder.glob("*.safetensors")))
-    print("\n".join([*notes, f"{folder}: config.json and {weights} file(s) of weights"]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

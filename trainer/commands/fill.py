@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import click
 
 from conf.errors import ConfigError
-from trainer.commands.arguments import add_decoding_arguments, decoding_options
+from launch.commands.kinds import define
+from launch.commands.parameters import FILE, option, takes_run
+from trainer.commands.arguments import Decoding, takes_decoding
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog="pointsman fill",
-        description="Fill masked spans. Write <mask> (or <extra_id_0>, ...) where text is missing.",
-        epilog="example: pointsman fill runs/first 'for i in <mask>(10):' --beams 4",
-    )
-    result.add_argument("run", type=Path, help="run folder, or one checkpoint folder in it")
-    result.add_argument("text", nargs="*", help="texts with <mask>; none: one per line from --file or standard input")
-    result.add_argument("--file", type=Path, help="read texts from this file, one per line")
-    result.add_argument("--spans-only", action="store_true", help="print the filled spans, tab-separated")
-    add_decoding_arguments(result, max_length=64)
-    return result
+@define(examples=("pointsman fill runs/first 'for i in <mask>(10):' --beams 4",))
+@takes_run
+@click.argument(
+    "text", nargs=-1, metavar="[TEXT]...", help="texts with <mask>; none: one a line, from --file or standard input"
+)
+@option("--file", type=FILE, metavar="FILE", help="read texts from this file, one a line")
+@option("--spans-only", is_flag=True, help="print the filled spans, tab-separated")
+@takes_decoding(max_length=64)
+def command(run: Path, text: tuple[str, ...], file: Path | None, spans_only: bool, **decoding: Any) -> int:
+    """Fill masked spans. Write <mask> (or <extra_id_0>, ...) where text is missing."""
+    fill(run, read_texts(text, file), Decoding(**decoding), spans_only=spans_only)
+    return 0
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
@@ -41,24 +44,17 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    arguments = parser().parse_args(argv)
-    texts = read_texts(arguments.text, arguments.file)
+def fill(run: Path, texts: Sequence[str], decoding: Decoding, *, spans_only: bool = False) -> None:
+    """Print the texts with their spans filled by a run's newest checkpoint, or the spans alone."""
     from trainer.commands.filling import fill_texts, split_masks, untrained_masks
 
     for text in texts:
         split_masks(text)  # a text without a mask is refused before seconds are spent on loading
     from trainer.loading import load_run
 
-    loaded = load_run(arguments.run)
+    loaded = load_run(run)
     note = untrained_masks(texts, loaded.cfg.data)
     if note:
         print(note, file=sys.stderr)
-    for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding_options(arguments)):
-        print("\t".join(filled.spans) if arguments.spans_only else filled.text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding.options()):
+        print("\t".join(filled.spans) if spans_only else filled.text)

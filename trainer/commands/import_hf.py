@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from conf.errors import CheckpointError, ConfigError, ConfigErrors
+from launch.commands.kinds import define
+from launch.commands.parameters import FILE, FOLDER, option, takes_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,21 +30,18 @@ SENTINELS = 100  # extra ids of every released T5 and Switch tokenizer
 SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog="pointsman import-hf",
-        description="Import a Hugging Face T5 or SwitchTransformers checkpoint as a run folder.",
-        epilog="example: pointsman import-hf ~/switch-base-8 --name switch",
-    )
-    result.add_argument("folder", type=Path, help="folder with config.json and *.safetensors (or pytorch_model*.bin)")
-    result.add_argument(
-        "overrides", nargs="*", help="settings of the run, e.g. train.precision=bf16 data.files='*.txt'"
-    )
-    result.add_argument("--name", help="name of the run (default: the folder's name)")
-    result.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs live (default: runs)")
-    result.add_argument("--tokenizer", type=Path, help="sentencepiece .model file, where the folder has none")
-    return result
+@define(examples=("pointsman import-hf ~/switch-base-8 --name switch",))
+@click.argument(
+    "folder", type=FOLDER, metavar="DIR", help="a folder with config.json and *.safetensors (or pytorch_model*.bin)"
+)
+@takes_overrides()
+@option("--name", help="name of the run (default: the folder's name)")
+@option("--runs-dir", type=FOLDER, default="runs", metavar="DIR", help="where runs live")
+@option("--tokenizer", type=FILE, metavar="FILE", help="sentencepiece .model file, where the folder has none")
+def command(folder: Path, overrides: tuple[str, ...], name: str | None, runs_dir: Path, tokenizer: Path | None) -> int:
+    """Import a Hugging Face T5 or SwitchTransformers checkpoint as a run folder."""
+    import_run(folder, overrides=overrides, name=name, runs_dir=runs_dir, tokenizer=tokenizer)
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +131,9 @@ def _data_settings(vocab_size: int) -> tuple[str, ...]:
 def find_tokenizer(folder: Path, given: Path | None) -> Path | None:
     """The sentencepiece model to take along."""
     if given is not None:
-        if not given.expanduser().is_file():
+        if not given.is_file():
             raise ConfigError("--tokenizer", got=str(given), needs="a sentencepiece .model file")
-        return given.expanduser()
+        return given
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
@@ -207,27 +206,30 @@ def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Pat
         store.close()
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    arguments = parser().parse_intermixed_args(argv)  # settings may come after --name
-    folder = arguments.folder.expanduser()
-    name = arguments.name or folder.resolve().name
-    root = arguments.runs_dir.expanduser() / name
+def import_run(
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    runs_dir: Path = Path("runs"),
+    tokenizer: Path | None = None,
+) -> Path:
+    """Make a run of the checkpoint in `folder` and print what differs and what to do with it; the run's folder."""
+    name = name or folder.resolve().name
+    root = runs_dir / name
     if root.exists():
         raise ConfigError(
             "--name", got=str(root), needs="a run that does not exist yet", hint=f"--name {name}-imported"
         )
     from model.hf.notes import import_notes
 
-    lines = (f"runs_dir={arguments.runs_dir.expanduser().resolve()}", *arguments.overrides)
-    source = open_import(folder, overrides=[f"name={name}", *lines])
-    file = find_tokenizer(folder, arguments.tokenizer)
-    tokenizer = read_tokenizer(file, source.cfg) if file else None
-    checkpoint = write_run(source, root, tokenizer)
+    source = open_import(folder, overrides=[f"name={name}", f"runs_dir={runs_dir.resolve()}", *overrides])
+    file = find_tokenizer(folder, tokenizer)
+    checkpoint = write_run(source, root, read_tokenizer(file, source.cfg) if file else None)
     print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
     print(f"\n{checkpoint}: {sum(map(_numel, source.shapes.values())):,} parameters of {folder}")
     print("\n".join(_closing(root, file, folder, source.settings)))
-    return 0
+    return root
 
 
 def _numel(shape: Shape) -> int:
@@ -254,7 +256,3 @@ def _closing(root: Path, tokenizer: Path | None, folder: Path, settings: Sequenc
         ]
         data = f"data.tokenizer={root / 'tokenizer.model'}"
     return [*use, "train on from it:", f"  pointsman train train.from_checkpoint={root} {data} {' '.join(settings)}"]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

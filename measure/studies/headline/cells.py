@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from measure.studies.arguments import common_overrides
-from measure.studies.grid import Cell
+from measure.studies.arguments import Study, common_overrides
+
+if TYPE_CHECKING:
+    from measure.studies.grid import Cell
 
 STUDY = "headline"
 # Unless a model is asked for: the default is mostly embedding, and experts are worth nothing to it (docs/log.md).
@@ -14,14 +18,23 @@ DENSE = 1  # a dense model stands for one expert
 METRICS = ("eval/loss_text", "eval/loss")
 
 
-def cells(arguments: argparse.Namespace) -> list[Cell]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline(Study):
+    """What this study is asked for."""
+
+    out: Path = Path("runs") / STUDY
+    steps: int = 1000
+    experts: tuple[int, ...] = (2, 4, 8, 16)  # sizes
+    lr: float = 4e-3  # at the end of warm-up
+    warmup: int = 100  # steps
+
+
+def cells(study: Headline) -> list[Cell]:
     """Every run, seed by seed, so that an interrupted study has whole seeds first."""
-    sizes = [DENSE, *arguments.experts]
-    return [
-        Cell(name=cell_name(n, seed), overrides=_overrides(n, seed, arguments))
-        for seed in arguments.seeds
-        for n in sizes
-    ]
+    from measure.studies.grid import Cell
+
+    sizes = [DENSE, *study.experts]
+    return [Cell(name=cell_name(n, seed), overrides=_overrides(n, seed, study)) for seed in study.seeds for n in sizes]
 
 
 def cell_name(experts: int, seed: int) -> str:
@@ -29,17 +42,17 @@ def cell_name(experts: int, seed: int) -> str:
     return f"dense-s{seed}" if experts == DENSE else f"switch{experts}-s{seed}"
 
 
-def _overrides(experts: int, seed: int, arguments: argparse.Namespace) -> tuple[str, ...]:
+def _overrides(experts: int, seed: int, study: Headline) -> tuple[str, ...]:
     kind = ("model.moe=dense",) if experts == DENSE else (f"moe.num_experts={experts}",)
-    chosen = any(line.startswith("model=") for line in arguments.overrides)
+    chosen = any(line.startswith("model=") for line in study.overrides)
     return (
         *(() if chosen else (f"model={MODEL}",)),
-        *common_overrides(arguments, seed=seed),
+        *common_overrides(study, seed=seed),
         *kind,
         # Groups as large as the semantics allow: in small ones the minimum capacity of 4 slots, not the capacity
         # factor, would decide what 16 experts compute.
         "moe.group_sequences=null",
         "schedule=rsqrt",
-        f"schedule.lr={arguments.lr}",
-        f"schedule.warmup_steps={arguments.warmup}",
+        f"schedule.lr={study.lr}",
+        f"schedule.warmup_steps={study.warmup}",
     )

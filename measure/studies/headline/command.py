@@ -7,47 +7,50 @@ model's final loss would have had the decay, and the others' losses on the way t
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from typing import Any
 
 from conf.errors import ConfigError
-from measure.studies.arguments import add_common_arguments, check_common_arguments
-from measure.studies.headline.cells import DENSE, STUDY, cell_name, cells
+from launch.commands.kinds import define
+from launch.commands.parameters import option
+from measure.studies.arguments import check_study, takes_study
+from measure.studies.headline.cells import DENSE, STUDY, Headline, cell_name, cells
 
 _OWNED = ("model.moe=", "moe.num_experts=", "moe.group_sequences=", "schedule=", "schedule.name=", "schedule.lr=",
           "schedule.warmup_steps=")  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog=f"pointsman study {STUDY}",
-        description="Train Switch models and their dense twin at equal steps, time a step of each, write the page.",
-        epilog="Overrides come before the options. Interrupt at will: the same command runs only what is missing.",
-    )
-    add_common_arguments(result, study=STUDY, steps=1000)
-    result.add_argument("--experts", type=int, nargs="+", default=[2, 4, 8, 16], help="sizes (default 2 4 8 16)")
-    result.add_argument("--lr", type=float, default=4e-3, help="rate at the end of warm-up (default 0.004)")
-    result.add_argument("--warmup", type=int, default=100, help="steps of warm-up (default 100)")
-    return result
+DEFAULT = Headline()
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    options = parser()
-    arguments = options.parse_args(argv)
-    check_common_arguments(arguments, owned=_OWNED)
-    if any(size < 2 for size in arguments.experts) or len(set(arguments.experts)) != len(arguments.experts):
-        raise ConfigError("--experts", got=arguments.experts, needs="different sizes of at least 2", hint="2 4 8 16")
-    runs = cells(arguments)
+@define(
+    notes="Interrupt at will: the same command runs only what is missing.",
+    examples=(
+        "pointsman study headline --markdown docs/headline.md",
+        "pointsman study headline model=small data=text data.files='docs/*.txt' --steps 200 --experts 2 4 --seeds 1",
+    ),
+)
+@takes_study(DEFAULT)
+@option("--experts", type=int, more=str.isdecimal, default=DEFAULT.experts, help="sizes")
+@option("--lr", default=DEFAULT.lr, help="rate at the end of warm-up")
+@option("--warmup", default=DEFAULT.warmup, help="steps of warm-up")
+def command(**options: Any) -> int:
+    """Train Switch models and their dense twin at equal steps, time a step of each, write the page."""
+    run(Headline(**options))
+    return 0
+
+
+def run(study: Headline) -> None:
+    """Train what is missing, measure, publish."""
+    check_study(study, owned=_OWNED)
+    if any(size < 2 for size in study.experts) or len(set(study.experts)) != len(study.experts):
+        raise ConfigError("--experts", got=study.experts, needs="different sizes of at least 2", hint="2 4 8 16")
     from measure.studies.grid import run_grid
     from measure.studies.headline.page import page
     from measure.studies.markdown import publish
     from measure.studies.step_times import measured
 
-    run_grid(runs, arguments.out, at_once=arguments.at_once, say=print)
-    first = arguments.seeds[0]
-    timed = [cell_name(size, first) for size in (DENSE, *arguments.experts)]
-    times = measured(arguments.out, timed, rounds=arguments.rounds, say=print)
-    publish(page(arguments, options, times), STUDY, arguments.markdown)
-    return 0
+    run_grid(cells(study), study.out, at_once=study.at_once, say=print)
+    first = study.seeds[0]
+    timed = [cell_name(size, first) for size in (DENSE, *study.experts)]
+    times = measured(study.out, timed, rounds=study.rounds, say=print)
+    publish(page(study, times), STUDY, study.markdown)

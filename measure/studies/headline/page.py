@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from conf.derived.groups import slots_per_token
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
 from measure.studies.curve import Curve, Spread, curve_of, read_rows, spread
-from measure.studies.headline.cells import DENSE, METRICS, STUDY, cell_name
+from measure.studies.headline.cells import DENSE, METRICS, STUDY, Headline, cell_name
 from measure.studies.headline.results import Result, compare
 from measure.studies.markdown import some_steps, table
 from measure.studies.step_times import StepTimes
@@ -21,7 +21,7 @@ from trainer.run_dir import RunDir
 Curves = dict[int, dict[int, Curve]]  # experts -> seed -> curve
 
 
-def read_curves(out: Path, experts: list[int], seeds: list[int], metric: str) -> Curves:
+def read_curves(out: Path, experts: Sequence[int], seeds: Sequence[int], metric: str) -> Curves:
     """The validation curves of every run of the grid."""
 
     def curve(size: int, seed: int) -> Curve:
@@ -31,20 +31,20 @@ def read_curves(out: Path, experts: list[int], seeds: list[int], metric: str) ->
     return {size: {seed: curve(size, seed) for seed in seeds} for size in (DENSE, *experts)}
 
 
-def page(arguments: argparse.Namespace, parser: argparse.ArgumentParser, times: StepTimes) -> list[str]:
+def page(study: Headline, times: StepTimes) -> list[str]:
     """All lines of the block."""
-    out, seeds, first = arguments.out, arguments.seeds, arguments.seeds[0]
-    sizes = [DENSE, *arguments.experts]
+    out, seeds, first = study.out, study.seeds, study.seeds[0]
+    sizes = [DENSE, *study.experts]
     configs = {size: load(RunDir(root=out / cell_name(size, first)).config) for size in sizes}
     seconds = {size: times.median(cell_name(size, first)) for size in sizes}
     ratios = {size: times.ratio(cell_name(size, first), cell_name(DENSE, first)) for size in sizes}
     rows = read_rows(RunDir(root=out / cell_name(DENSE, first)).metrics)
     epochs, held_out = _newest(rows, "train/epoch"), _newest(rows, "eval/target_tokens")
-    lines = [provenance(STUDY, arguments, parser, where=times.where), ""]
+    lines = [provenance(STUDY, study, Headline(), where=times.where), ""]
     lines += [setting_line(configs[DENSE], seeds, epochs=epochs, held_out=held_out), ""]
     lines += _size_lines(configs, seconds, ratios)
     for metric in METRICS:
-        curves = read_curves(out, arguments.experts, seeds, metric)
+        curves = read_curves(out, study.experts, seeds, metric)
         lines += ["", f"### {title(metric)}", "", *result_lines(curves, ratios)]
         lines += ["", *curve_lines(curves)]
     return lines
@@ -59,7 +59,7 @@ def _newest(rows: list[dict[str, Any]], metric: str) -> float:
     return [row[metric] for row in rows if metric in row][-1]
 
 
-def setting_line(cfg: RunConfig, seeds: list[int], *, epochs: float, held_out: float) -> str:
+def setting_line(cfg: RunConfig, seeds: Sequence[int], *, epochs: float, held_out: float) -> str:
     """What was trained, from the dense run's own configuration; `held_out` target tokens are in every evaluation."""
     model, schedule = cfg.model, cfg.schedule
     return (

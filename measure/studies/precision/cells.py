@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from measure.studies.arguments import common_overrides
-from measure.studies.grid import Cell
+from measure.studies.arguments import Study, common_overrides
+
+if TYPE_CHECKING:
+    from measure.studies.grid import Cell
 
 STUDY = "precision"
 FP32, SELECTIVE, BF16 = "fp32", "bf16_router_fp32", "bf16"
@@ -17,11 +21,21 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 TITLES = {FP32: "fp32", SELECTIVE: "bf16, router fp32 (selective)", BF16: "bf16 everywhere"}
 
 
-def cells(arguments: argparse.Namespace) -> list[Cell]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionStudy(Study):
+    """What this study is asked for."""
+
+    out: Path = Path("runs") / STUDY
+    steps: int = 750
+
+
+def cells(study: PrecisionStudy) -> list[Cell]:
     """Every run, seed by seed, so that an interrupted study has whole seeds first."""
+    from measure.studies.grid import Cell
+
     return [
-        Cell(name=cell_name(precision, seed), overrides=(*common_overrides(arguments, seed=seed), *settings))
-        for seed in arguments.seeds
+        Cell(name=cell_name(precision, seed), overrides=(*common_overrides(study, seed=seed), *settings))
+        for seed in study.seeds
         for precision, settings in PRECISIONS.items()
     ]
 

@@ -5,38 +5,40 @@ The last is selective precision (arXiv 2101.03961, section 2.4), what `train.pre
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from typing import Any
 
-from measure.studies.arguments import add_common_arguments, check_common_arguments
-from measure.studies.precision.cells import FP32, PRECISIONS, STUDY, cell_name, cells
+from launch.commands.kinds import define
+from measure.studies.arguments import check_study, takes_study
+from measure.studies.precision.cells import FP32, PRECISIONS, STUDY, PrecisionStudy, cell_name, cells
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    result = argparse.ArgumentParser(
-        prog=f"pointsman study {STUDY}",
-        description="Train one model in three precisions, compare the routing of equal weights, time a step of each.",
-        epilog="Overrides come before the options. Interrupt at will: the same command runs only what is missing.",
-    )
-    add_common_arguments(result, study=STUDY, steps=750)
-    return result
+DEFAULT = PrecisionStudy()
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    options = parser()
-    arguments = options.parse_args(argv)
-    check_common_arguments(arguments, owned=("train.precision=", "moe.router_precision=", "model.moe="))
+@define(
+    notes="Interrupt at will: the same command runs only what is missing.",
+    examples=(
+        "pointsman study precision --markdown docs/precision.md",
+        "pointsman study precision data=text data.files='docs/*.txt' --steps 200 --seeds 1 2",
+    ),
+)
+@takes_study(DEFAULT)
+def command(**options: Any) -> int:
+    """Train one model in three precisions, compare the routing of equal weights, time a step of each."""
+    run(PrecisionStudy(**options))
+    return 0
+
+
+def run(study: PrecisionStudy) -> None:
+    """Train what is missing, measure, publish."""
+    check_study(study, owned=("train.precision=", "moe.router_precision=", "model.moe="))
     from measure.studies.grid import run_grid
     from measure.studies.markdown import publish
     from measure.studies.precision.page import page
     from measure.studies.precision.routing import observe_all
     from measure.studies.step_times import measured
 
-    run_grid(cells(arguments), arguments.out, at_once=arguments.at_once, say=print)
-    names = [cell_name(precision, arguments.seeds[0]) for precision in PRECISIONS]
-    times = measured(arguments.out, names, rounds=arguments.rounds, say=print)
-    observed = {seed: observe_all(arguments.out / cell_name(FP32, seed), PRECISIONS) for seed in arguments.seeds}
-    publish(page(arguments, options, times, observed), STUDY, arguments.markdown)
-    return 0
+    run_grid(cells(study), study.out, at_once=study.at_once, say=print)
+    names = [cell_name(precision, study.seeds[0]) for precision in PRECISIONS]
+    times = measured(study.out, names, rounds=study.rounds, say=print)
+    observed = {seed: observe_all(study.out / cell_name(FP32, seed), PRECISIONS) for seed in study.seeds}
+    publish(page(study, times, observed), STUDY, study.markdown)

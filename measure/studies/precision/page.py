@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from conf.compose import load
@@ -11,7 +10,7 @@ from conf.schema import RunConfig
 from measure.studies.arguments import provenance
 from measure.studies.curve import Curve, curve_of, read_rows, spread
 from measure.studies.markdown import some_steps, table
-from measure.studies.precision.cells import BF16, FP32, PRECISIONS, SELECTIVE, STUDY, TITLES, cell_name
+from measure.studies.precision.cells import BF16, FP32, PRECISIONS, SELECTIVE, STUDY, TITLES, PrecisionStudy, cell_name
 from measure.studies.precision.routing import Change, Observation, compare
 from measure.studies.step_times import StepTimes
 from trainer.run_dir import RunDir
@@ -22,24 +21,22 @@ PAIRS = ((FP32, SELECTIVE), (FP32, BF16), (SELECTIVE, BF16))
 METRICS = {"eval/loss_text": "text tokens", "eval/loss": "all target tokens"}
 
 
-def page(
-    arguments: argparse.Namespace, parser: argparse.ArgumentParser, times: StepTimes, observed: Observed
-) -> list[str]:
+def page(study: PrecisionStudy, times: StepTimes, observed: Observed) -> list[str]:
     """All lines of the block."""
-    seeds = arguments.seeds
-    cfg = load(RunDir(root=arguments.out / cell_name(FP32, seeds[0])).config)
-    by_metric = {metric: read_curves(arguments.out, seeds, metric) for metric in METRICS}
-    lines = [provenance(STUDY, arguments, parser, where=times.where), "", _setting_line(cfg, seeds), ""]
+    seeds = study.seeds
+    cfg = load(RunDir(root=study.out / cell_name(FP32, seeds[0])).config)
+    by_metric = {metric: read_curves(study.out, seeds, metric) for metric in METRICS}
+    lines = [provenance(STUDY, study, PrecisionStudy(), where=times.where), "", _setting_line(cfg, seeds), ""]
     lines += ["### Trained in each precision", "", *loss_lines(by_metric)]
     lines += ["", "Text loss on the way, mean over seeds:", "", *curve_lines(by_metric["eval/loss_text"])]
-    lines += ["", "Routers at the end, mean over seeds:", "", *trained_router_lines(arguments.out, seeds)]
+    lines += ["", "Routers at the end, mean over seeds:", "", *trained_router_lines(study.out, seeds)]
     lines += ["", "### The fp32 runs' weights, evaluated in each precision", ""]
     lines += [*change_lines(observed), "", *router_lines(observed)]
     lines += ["", "### Speed", "", *speed_lines(times, seeds[0])]
     return lines
 
 
-def read_curves(out: Path, seeds: list[int], metric: str) -> Curves:
+def read_curves(out: Path, seeds: Sequence[int], metric: str) -> Curves:
     """The validation curves of every run."""
 
     def curve(precision: str, seed: int) -> Curve:
@@ -49,7 +46,7 @@ def read_curves(out: Path, seeds: list[int], metric: str) -> Curves:
     return {precision: {seed: curve(precision, seed) for seed in seeds} for precision in PRECISIONS}
 
 
-def _setting_line(cfg: RunConfig, seeds: list[int]) -> str:
+def _setting_line(cfg: RunConfig, seeds: Sequence[int]) -> str:
     schedule = cfg.schedule
     return (
         f"`{cfg.model.preset}` preset on `{cfg.data.source}` text: {cfg.moe.num_experts} experts, {cfg.train.steps} "
@@ -80,7 +77,7 @@ def curve_lines(curves: Curves) -> list[str]:
     return table(["step", *(TITLES[precision] for precision in curves)], rows)
 
 
-def trained_router_lines(out: Path, seeds: list[int]) -> list[str]:
+def trained_router_lines(out: Path, seeds: Sequence[int]) -> list[str]:
     """Router metrics of every run's last evaluation: of these, unlike of choices, means can be compared over runs."""
     names = {
         "entropy": "router entropy",

@@ -1,5 +1,6 @@
 """The benchmarks compare what they say they compare; their times are not judged here."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from conf.compose import compose
 from conf.derived.estimate import flops_per_token
 from conf.derived.groups import micro_batch_size
 from conf.errors import ConfigError
-from measure.speed import bench as main
+from launch import cli
 from measure.speed import exchange, layer, router, setup, step, subnormals
 from measure.speed.bench import BENCHMARKS, split_words
 from measure.speed.setup import Settings
@@ -125,16 +126,16 @@ def test_words_are_benchmarks_or_settings():
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(arguments, field):
     with pytest.raises(ConfigError) as caught:
-        main.main(arguments)
+        cli.run(["bench", *arguments])
     assert caught.value.field == field
 
 
 def test_the_command_prints_and_writes_the_same_ratio(settings, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subnormals, "SHAPE", (1, 2, 64, 16))
     page, table = tmp_path / "page.md", tmp_path / "rows.json"
-    assert main.main(["subnormals", "--rounds", "2", "--markdown", str(page), "--json", str(table)]) == 0
+    assert cli.run(["bench", "subnormals", "--rounds", "2", "--markdown", str(page), "--json", str(table)]) == 0
     printed, written = capsys.readouterr().out, page.read_text()
-    ratio = f"{main.json.loads(table.read_text())['rows'][0]['ratio']:.3f}"
+    ratio = f"{json.loads(table.read_text())['rows'][0]['ratio']:.3f}"
     assert ratio in printed
     assert ratio in written
     for word in ("command", "commit", "machine", "threads 1", BENCHMARKS["subnormals"].about):

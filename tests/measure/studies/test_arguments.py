@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 
 from conf.errors import ConfigError
-from measure.studies.arguments import check_common_arguments, common_overrides, provenance
-from measure.studies.headline import command as headline
-from measure.studies.precision import command as precision
+from launch import cli
+from measure.studies.arguments import check_study, common_overrides, provenance
+from measure.studies.headline.cells import Headline
+from measure.studies.headline.command import command as headline
+from measure.studies.precision.cells import PrecisionStudy
+from measure.studies.precision.command import command as precision
 
 
 def parsed(*words):
-    return headline.parser().parse_args(words)
+    return Headline(**headline.make_context("headline", list(words)).params)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +31,27 @@ def parsed(*words):
 )
 def test_what_makes_no_study_is_refused(words, named):
     with pytest.raises(ConfigError, match=f"^{named}: "):
-        check_common_arguments(parsed(*words), owned=())
+        check_study(parsed(*words), owned=())
 
 
-@pytest.mark.parametrize("study", [headline, precision])
+@pytest.mark.parametrize("study", ["headline", "precision"])
 def test_what_a_study_varies_cannot_be_set(study):
     with pytest.raises(ConfigError, match=r"^model\.moe: "):
-        study.main(["model.moe=dense"])
+        cli.run(["study", study, "model.moe=dense"])
 
 
 @pytest.mark.parametrize("sizes", [["1", "2"], ["2", "2"]])
 def test_sizes_are_different_and_have_experts_to_choose_from(sizes):
     with pytest.raises(ConfigError, match=r"^--experts: "):
-        headline.main(["--experts", *sizes])
+        cli.run(["study", "headline", "--experts", *sizes])
+
+
+def test_settings_stand_anywhere_among_the_options():
+    study = parsed(
+        "--out", "x", "model=small", "--seeds", "1", "2", "seed.x=1", "--experts", "4", "--steps", "10", "moe=hf"
+    )
+    assert study.overrides == ("model=small", "seed.x=1", "moe=hf")
+    assert (study.seeds, study.experts, study.steps, study.out) == ((1, 2), (4,), 10, Path("x"))
 
 
 def test_the_users_settings_reach_every_run():
@@ -49,17 +60,17 @@ def test_the_users_settings_reach_every_run():
 
 
 def test_a_page_names_its_command_but_no_folder():
-    parser = headline.parser()
     words = ["data.files=/home/somebody/text.txt", "model.d_model=32", "--steps", "40", "--experts", "2", "4"]
     words += ["--out", "/home/somebody/runs", "--markdown", "page.md", "--at-once", "1"]
-    line = provenance("headline", parser.parse_args(words), parser, where="CPU")
+    line = provenance("headline", parsed(*words), Headline(), where="CPU")
     assert line.startswith("Made by `pointsman study headline --experts 2 4 --steps 40 model.d_model=32` at commit `")
     assert line.endswith("; timed on CPU.")
     assert "/home" not in line
 
 
 def test_defaults_are_not_repeated():
-    parser = precision.parser()
-    line = provenance("precision", parser.parse_args([]), parser, where="CPU")
+    study = PrecisionStudy(**precision.make_context("precision", []).params)
+    assert study == PrecisionStudy()
+    line = provenance("precision", study, PrecisionStudy(), where="CPU")
     assert line.startswith("Made by `pointsman study precision` at")
-    assert parser.parse_args([]).out == Path("runs/precision")
+    assert study.out == Path("runs/precision")

@@ -6,6 +6,7 @@ import pytest
 
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 from conf.errors import ConfigError
+from launch import cli
 from measure.verify import report
 from measure.verify import run_plan as verify
 from measure.verify import verify_parallel as command
@@ -30,11 +31,21 @@ def spoiled() -> Verdict:
 
 
 def test_overrides_behind_layouts_are_told_apart():
-    words = ["tp=2 ep=2", "zero=1", "model=small", "train.global_batch=16", "acc=2", "recompute"]
-    assert command.split_words(words) == (
-        ["tp=2 ep=2", "zero=1", "acc=2", "recompute"],
-        ["model=small", "train.global_batch=16"],
-    )
+    words = [
+        "tp=2 ep=2",
+        "zero=1",
+        "model=small",
+        "train.global_batch=16",
+        "acc=2",
+        "recompute",
+        "--steps",
+        "2",
+        "seed=3",
+    ]
+    typed = command.command.make_context("verify-parallel", ["moe=hf", "--layouts", *words]).params
+    assert typed["layouts"] == ("tp=2 ep=2", "zero=1", "acc=2", "recompute")
+    assert typed["overrides"] == ("moe=hf", "model=small", "train.global_batch=16", "seed=3")
+    assert typed["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -44,14 +55,14 @@ def test_overrides_behind_layouts_are_told_apart():
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused(words):
     with pytest.raises(ConfigError):
-        command.main(words)
+        cli.run(["verify-parallel", *words])
 
 
 @pytest.mark.slow
 def test_a_run_prints_its_table_and_writes_its_report(tmp_path, capsys):
     file = tmp_path / "report.json"
     words = [*TINY, "--steps", "1", "--ranks", "2", "--report", str(file), "--layouts", "ep=2 zero=1"]
-    assert command.main(words) == 0
+    assert cli.run(["verify-parallel", *words]) == 0
     printed = capsys.readouterr().out
     for text in (
         "changed for this: model.dropout=0.1",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallel.engine.protocol import MASTER
 from trainer.checkpoint.reader import CheckpointReader
-from trainer.commands.import_hf import main as import_main
+from trainer.commands.import_hf import import_run
 
 STACKS = {"encoder": "", "decoder": "decoder_"}  # and what their number of layers has in its key
 SIZES: dict[str, Any] = {
@@ -79,5 +79,4 @@ def masters(run: Path) -> dict[str, Tensor]:
 
 
 def imported(folder: Path, runs: Path, name: str) -> Path:
-    assert import_main([str(folder), "--runs-dir", str(runs), "--name", name]) == 0
-    return runs / name
+    return import_run(folder, runs_dir=runs, name=name)

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from conf.errors import ConfigError
+from launch import cli
 from tests.harness import run_ranks
 from trainer.commands import doctor, exchange_check
 
 
 def test_versions_and_devices_are_listed(capsys):
-    assert doctor.main(["--no-exchange"]) == 0
+    assert cli.run(["doctor", "--no-exchange"]) == 0
     out = capsys.readouterr().out
     for word in ("torch", "deepspeed", "megatron-core", "gloo", "cpu"):
         assert word in out
@@ -23,7 +24,7 @@ def test_a_failed_exchange_is_told_with_its_last_words(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 1, stdout="", stderr="rank 1: connection refused")
 
     monkeypatch.setattr(doctor.subprocess, "run", fail)
-    assert doctor.main([]) == 1
+    assert cli.run(["doctor"]) == 1
     assert "connection refused" in capsys.readouterr().out
 
 
@@ -50,8 +51,9 @@ def test_ranks_take_gpus_only_where_there_is_one_for_each(monkeypatch, gpus, bac
 
 
 def test_no_ranks_are_refused():
-    with pytest.raises(ConfigError, match="nproc"):
-        doctor.main(["--nproc", "0"])
+    for name in ("--ranks", "--nproc", "--mib"):
+        with pytest.raises(ConfigError, match=r"^--(ranks|mib): got '0'; needs a whole number, at least 1"):
+            cli.run(["doctor", name, "0"])
 
 
 def _check(rank, world):

@@ -1,13 +1,13 @@
 """Where texts come from and how decoding options are read; wrong ones are refused before a model is loaded."""
 
-import argparse
 import io
 
 import pytest
 
 from conf.errors import ConfigError
-from trainer.commands.arguments import add_decoding_arguments, decoding_options
-from trainer.commands.fill import main, read_texts
+from launch import cli
+from trainer.commands.arguments import Decoding
+from trainer.commands.fill import command, read_texts
 
 
 def test_command_line_then_file_then_standard_input(tmp_path, monkeypatch):
@@ -33,19 +33,19 @@ def test_nothing_to_read_is_refused(tmp_path, monkeypatch):
 
 def test_a_text_without_a_mask_comes_before_a_missing_run():
     with pytest.raises(ConfigError, match="span to fill"):
-        main(["no/such/run", "nothing missing here"])
+        cli.run(["fill", "no/such/run", "nothing missing here"])
     with pytest.raises(ConfigError, match="run folder"):
-        main(["no/such/run", "a <mask>"])
+        cli.run(["fill", "no/such/run", "a <mask>"])
 
 
 def options(*words):
-    parser = argparse.ArgumentParser()
-    add_decoding_arguments(parser, max_length=8)
-    return decoding_options(parser.parse_args(words))
+    typed = command.make_context("fill", ["run", *words]).params
+    names = Decoding.__dataclass_fields__
+    return Decoding(**{name: typed[name] for name in names}).options()
 
 
 def test_decoding_options():
-    assert options().mode == "greedy"
+    assert (options().mode, options().max_length) == ("greedy", 64)
     assert (options("--beams", "4").mode, options("--beams", "4").beams) == ("beam", 4)
     assert (options("--sample", "--top-k", "5").mode, options("--sample").top_k) == ("sample", None)
     for words in (["--sample", "--beams", "2"], ["--beams", "0"], ["--max-length", "0"]):

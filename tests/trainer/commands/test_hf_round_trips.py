@@ -13,11 +13,11 @@ import trainer.run_dir
 from conf import compose
 from conf.derived.layers import sparse_layers
 from conf.errors import CheckpointError, ConfigError
+from launch import cli
 from model.hf.config import read_config
 from tests.model.hf.folders import KINDS, SWITCH, T5, folder_of, imported, masters
 from trainer.commands.export_hf import export_run
-from trainer.commands.import_hf import main as import_main
-from trainer.commands.import_hf import open_import
+from trainer.commands.import_hf import import_run, open_import
 
 
 def exported(run: Path, to: Path) -> tuple[Path, list[str]]:
@@ -56,8 +56,8 @@ def test_a_single_layer_that_the_step_passes_by_has_no_experts(tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["switch_untied", "t5_gated_untied"])
 def test_an_output_matrix_after_scaling_comes_back_as_it_was(kind: str, tmp_path: Path) -> None:
     theirs = folder_of(tmp_path / "theirs", KINDS[kind])
-    line = [str(theirs), "--runs-dir", str(tmp_path), "--name", "run", "model.logit_scale=width"]
-    assert import_main(line) == 0
+    line = ["import-hf", "--name", "run", str(theirs), "--runs-dir", str(tmp_path), "model.logit_scale=width"]
+    assert cli.run(line) == 0
     folder, notes = exported(tmp_path / "run", tmp_path / "again")
     assert any("4.x would throw it away" in note for note in notes)
     again = open_import(folder)
@@ -106,7 +106,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     theirs = folder_of(tmp_path / "theirs", T5)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file/run: cannot be written .*--runs-dir"):
-        import_main([str(theirs), "--runs-dir", str(tmp_path / "file"), "--name", "run"])
+        import_run(theirs, runs_dir=tmp_path / "file", name="run")
     with pytest.raises(CheckpointError, match=r"file/out: cannot be written"):
         exported(imported(theirs, tmp_path, "run"), tmp_path / "file" / "out")
 

@@ -14,19 +14,18 @@ from torch import Tensor
 
 from conf import compose
 from conf.errors import CheckpointError, ConfigError
+from launch import cli
 from tests.golden.reader import GOLDEN
 from tests.model.hf.folders import KINDS, SWITCH, T5, folder_of, imported, masters
 from trainer.commands.export_hf import export_run, parse_size
-from trainer.commands.export_hf import main as export_main
-from trainer.commands.import_hf import UNREAD_FILE, open_import
-from trainer.commands.import_hf import main as import_main
+from trainer.commands.import_hf import UNREAD_FILE, import_run, open_import
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_directions_are_bit_equal(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = folder_of(tmp_path / "theirs", KINDS[kind])
     run = imported(theirs, tmp_path, "run")
-    assert export_main([str(run), str(tmp_path / "again"), "--shard-size", "4KB"]) == 0
+    assert cli.run(["export-hf", str(run), str(tmp_path / "again"), "--shard-size", "4KB"]) == 0
     before, after = load_file(theirs / "model.safetensors"), {}
     for file in (tmp_path / "again").glob("*.safetensors"):
         after |= load_file(file)
@@ -192,12 +191,12 @@ def test_a_run_that_exists_and_a_folder_that_is_not_empty_are_left_alone(tmp_pat
     theirs = folder_of(tmp_path / "theirs", T5)
     run = imported(theirs, tmp_path, "run")
     with pytest.raises(ConfigError, match="does not exist yet"):
-        import_main([str(theirs), "--runs-dir", str(tmp_path), "--name", "run"])
+        import_run(theirs, runs_dir=tmp_path, name="run")
     with pytest.raises(ConfigError, match="new or empty folder"):
         export_run(run, theirs, dtype=torch.float32, shard_bytes=10**9)
     save_file({"shared.weight": torch.full((50, 8), float("nan"))}, theirs / "model.safetensors")
     with pytest.raises(CheckpointError, match="NaN"):
-        import_main([str(theirs), "--runs-dir", str(tmp_path), "--name", "broken"])
+        import_run(theirs, runs_dir=tmp_path, name="broken")
     assert not (tmp_path / "broken").exists()
     shutil.rmtree(run)
 

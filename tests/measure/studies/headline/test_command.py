@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conf.compose import compose, dump
-from measure.studies.headline import command as headline
+from measure.studies.headline import cells as headline
 from measure.studies.headline.page import page, read_curves, result_lines
 from measure.studies.step_times import StepTimes
 from tests.measure.studies.tiny import TINY
@@ -18,24 +18,10 @@ LOSSES = {"dense": (6.0, 5.0, 4.0), "switch2": (6.0, 4.0, 3.0), "switch4": (6.0,
 def study(tmp_path_factory):
     """A finished grid of one seed, and its arguments."""
     out = tmp_path_factory.mktemp("headline")
-    words = [
-        *TINY[:-1],
-        "model=small",
-        "--out",
-        str(out),
-        "--steps",
-        "20",
-        "--seeds",
-        "1",
-        "--experts",
-        "2",
-        "4",
-        "--eval-every",
-        "10",
-        "--warmup",
-        "2",
-    ]
-    arguments = headline.parser().parse_args(words)
+    overrides = (*TINY[:-1], "model=small")
+    arguments = headline.Headline(
+        overrides=overrides, out=out, steps=20, seeds=(1,), experts=(2, 4), eval_every=10, warmup=2
+    )
     for cell in headline.cells(arguments):
         run = cell.run(out)
         run.root.mkdir()
@@ -48,7 +34,7 @@ def study(tmp_path_factory):
 
 
 def test_a_grid_is_every_size_and_the_dense_twin_for_every_seed():
-    arguments = headline.parser().parse_args(["--seeds", "1", "2", "--experts", "2", "16"])
+    arguments = headline.Headline(seeds=(1, 2), experts=(2, 16))
     cells = headline.cells(arguments)
     assert [cell.name for cell in cells[:3]] == ["dense-s1", "switch2-s1", "switch16-s1"]
     assert len(cells) == 6
@@ -56,12 +42,12 @@ def test_a_grid_is_every_size_and_the_dense_twin_for_every_seed():
 
 def test_the_model_is_one_whose_experts_matter_unless_another_is_asked_for():
     def models(*words):
-        return {compose(cell.arguments(cell_out)).model.preset for cell in headline.cells(parse(*words))}
+        return {compose(cell.arguments(cell_out)).model.preset for cell in headline.cells(study_of(*words))}
 
-    def parse(*words):
-        return headline.parser().parse_args([*words, "--seeds", "1", "--experts", "2"])
+    def study_of(*words):
+        return headline.Headline(overrides=words, seeds=(1,), experts=(2,))
 
-    cell_out = parse().out
+    cell_out = study_of().out
     assert models() == {"small_long"}
     assert models("model=small") == {"small"}
 
@@ -92,7 +78,7 @@ def test_the_page_says_what_was_run_and_shows_both_metrics(study):
     times = StepTimes(
         seconds={"dense-s1": [0.1, 0.2], "switch2-s1": [0.15, 0.3], "switch4-s1": [0.2, 0.4]}, where="a test"
     )
-    text = "\n".join(page(study, headline.parser(), times))
+    text = "\n".join(page(study, times))
     assert "timed on a test" in text
     assert "20 steps (0.25 passes over the text)" in text
     assert "(5,120 target tokens)" in text

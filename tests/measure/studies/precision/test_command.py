@@ -7,7 +7,7 @@ import torch
 
 from conf.compose import compose
 from measure.studies.curve import Curve
-from measure.studies.precision import command as precision
+from measure.studies.precision import cells as precision
 from measure.studies.precision.cells import BF16, FP32, SELECTIVE
 from measure.studies.precision.page import (
     change_lines,
@@ -46,7 +46,7 @@ OBSERVED = {
 
 
 def test_three_precisions_of_one_run():
-    arguments = precision.parser().parse_args([*TINY[:-1], "--steps", "20", "--seeds", "5"])
+    arguments = precision.PrecisionStudy(overrides=TINY[:-1], steps=20, seeds=(5,))
     cells = precision.cells(arguments)
     assert [cell.name for cell in cells] == ["fp32-s5", "bf16_router_fp32-s5", "bf16-s5"]
     fp32, selective, bf16 = (compose(cell.arguments(arguments.out)) for cell in cells)
@@ -84,7 +84,7 @@ def test_router_metrics_of_equal_weights():
 
 def test_routers_at_the_end_of_training(tmp_path):
     names = ("entropy", "confidence", "dropped", "imbalance")
-    for number, cell in enumerate(precision.cells(precision.parser().parse_args(["--seeds", "1", "2"]))):
+    for number, cell in enumerate(precision.cells(precision.PrecisionStudy(seeds=(1, 2)))):
         run = cell.run(tmp_path)
         run.root.mkdir()
         early, late = ({f"router/decoder.1/{name}": value for name in names} for value in (9.0, float(number)))

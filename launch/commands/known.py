@@ -1,0 +1,56 @@
+"""What a command line may name: the runs below ./runs, and fields, groups and their values for completion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from click.shell_completion import CompletionItem
+
+from conf.reading.fields import leaf_types, without_none
+from conf.reading.presets import groups, presets
+
+RUNS = Path("runs")
+_SHOWN_RUNS = 4
+
+
+def known_runs() -> list[str]:
+    """Paths of the runs below ./runs, the newest first."""
+    configs = [path for path in RUNS.glob("*/config.yaml") if not path.parent.name.startswith(".")]
+    return [str(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def run_hint() -> str:
+    """What to type for a run."""
+    runs = known_runs()
+    if not runs:
+        return "`pointsman train name=first`, which makes runs/first"
+    more = f" ({len(runs) - _SHOWN_RUNS} more in {RUNS}/)" if len(runs) > _SHOWN_RUNS else ""
+    return ", ".join(runs[:_SHOWN_RUNS]) + more
+
+
+def complete_run(incomplete: str) -> list[CompletionItem]:
+    """Runs whose path starts so."""
+    return [CompletionItem(run) for run in known_runs() if run.startswith(incomplete)]
+
+
+def complete_override(incomplete: str) -> list[CompletionItem]:
+    """Keys that start so, ending in `=`; behind a key its values. Whole sections until a point is typed."""
+    key, equals, value = incomplete.partition("=")
+    if equals:
+        values = presets(key) if key in groups() else _values(leaf_types().get(key))
+        if not values and key in leaf_types():
+            return [CompletionItem(value, type="file")]  # most texts are; numbers nobody completes
+        return [CompletionItem(f"{key}={each}") for each in values if each.startswith(value)]
+    section = incomplete.rpartition(".")[0]
+    keys = [*(f"{group}=" for group in groups()), *(f"{field}=" for field in leaf_types())]
+    if not section:
+        keys = [*(key for key in keys if "." not in key), *(f"{group}." for group in groups())]
+    return [CompletionItem(key) for key in keys if key.startswith(incomplete)]
+
+
+def _values(kind: Any) -> tuple[str, ...]:
+    bare, optional = without_none(kind)
+    values = (True, False) if bare is bool else get_args(bare) if get_origin(bare) is Literal else ()
+    texts = tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    return (*texts, "null") if texts and optional else texts

@@ -1,0 +1,117 @@
+"""Parameters that commands share: overrides, a run, options with several values; and click's two kinds in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from conf.errors import ConfigError
+from launch.commands.known import complete_override, complete_run, run_hint
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class UserPath(click.Path):
+    """A path with `~` expanded; whether it exists is the command's business."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        return Path(value).expanduser()
+
+
+FILE = UserPath()
+FOLDER = UserPath(file_okay=False)
+COUNT = click.IntRange(min=1)
+
+
+class Option(click.Option):
+    """An option whose wrong values are told as wrong settings are.
+
+    `more` says of a word that follows whether it is a further value (`--seeds 1 2 3`); the function then gets a tuple.
+    """
+
+    def __init__(self, *args: Any, more: Callable[[str], bool] | None = None, **settings: Any) -> None:
+        super().__init__(*args, multiple=more is not None, **settings)
+        self.more = more
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """N for whole numbers, X for others."""
+        short = {click.INT.name: "N", COUNT.name: "N", click.FLOAT.name: "X", click.STRING.name: "TEXT"}
+        text = self.metavar or short.get(self.type.name) or super().make_metavar(ctx)
+        return f"{text}..." if self.more else text
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The typed value; raises `ConfigError` where click would print its usage."""
+        try:
+            return super().type_cast_value(ctx, value)
+        except click.BadParameter as error:
+            got = " ".join(value) if isinstance(value, tuple) else value
+            hint = f"{ctx.command_path} --help"
+            raise ConfigError(self.opts[0], got=got, needs=_needs(self.type, error), hint=hint) from error
+
+
+class Overrides(click.Argument):
+    """Settings as FIELD=VALUE or GROUP=PRESET; of a run that is to come, or of one that exists."""
+
+    def __init__(self, *args: Any, of_new_run: bool, **settings: Any) -> None:
+        super().__init__(*args, nargs=-1, type=click.UNPROCESSED, **settings)
+        self.of_new_run = of_new_run
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Fields, groups, presets, legal values."""
+        return complete_override(incomplete)
+
+
+class RunArgument(click.Argument):
+    """A run folder or one of its checkpoints."""
+
+    hint = staticmethod(run_hint)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The runs below ./runs, else folders."""
+        return complete_run(incomplete) or [CompletionItem(incomplete, type="dir")]
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """Decorator: an option; see `Option`."""
+    return click.option(*names, cls=Option, **settings)
+
+
+def takes_overrides(*, of_new_run: bool = True) -> Callable[[F], F]:
+    """Decorator: the function gets `overrides`, a tuple of words."""
+    text = "settings: FIELD=VALUE or GROUP=PRESET, wherever among the options (`pointsman config --fields` lists them)"
+    return click.argument("overrides", cls=Overrides, of_new_run=of_new_run, metavar="[OVERRIDE]...", help=text)
+
+
+def takes_run(function: F) -> F:
+    """Decorator: the function gets `run`, a path."""
+    text = "a run folder, or one checkpoint folder in it"
+    return click.argument("run", cls=RunArgument, type=FOLDER, metavar="RUN", help=text)(function)
+
+
+def spread(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
+    """`--seeds 1 2` as `--seeds 1 --seeds 2`, which is how click takes several values; other words stay."""
+    several = {name: p.more for p in params if isinstance(p, Option) and p.more for name in p.opts}
+    rest, result = list(words), []
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        result.append(word)
+        name, equals, _ = word.partition("=")
+        if name in several:
+            result += [] if equals else rest[:1]
+            rest = rest if equals else rest[1:]
+            while rest and not rest[0].startswith("-"):
+                result += [name, rest.pop(0)] if several[name](rest[0]) else [rest.pop(0)]
+    return [*result, *rest]
+
+
+def _needs(kind: click.ParamType, error: click.BadParameter) -> str:
+    if isinstance(kind, click.IntRange):
+        return f"a whole number, at least {kind.min}"
+    if isinstance(kind, click.Choice):
+        return "one of " + ", ".join(map(str, kind.choices))
+    return {click.INT.name: "a whole number", click.FLOAT.name: "a number"}.get(kind.name, error.message)
