@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from conf.derived.derive import resolve
 from conf.errors import ConfigError
 from conf.machine import local_ranks
 from conf.reading.convert import to_config, to_dict
+from conf.reading.formats import modern, stamped
 from conf.reading.overrides import Overrides, read_overrides
 from conf.reading.presets import CONF_DIR, groups, presets
 from conf.reading.redact import redact_text
 from conf.rules.validate import check_world, validate
 from conf.schema import RunConfig
 
-__all__ = ["compose", "dump", "load", "to_dict"]
+__all__ = ["compose", "dump", "load", "restore", "to_dict", "written"]
 
 OmegaConf.register_new_resolver("local_ranks", local_ranks, replace=True)  # conf/launch/local.yaml
 
@@ -87,31 +88,53 @@ def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:
     os.replace(partial, path)
 
 
+def written(cfg: RunConfig) -> dict[str, Any]:
+    """`cfg` as it is written to files: plain values, and the number of the format. `restore` takes it back."""
+    return stamped(to_dict(cfg))
+
+
 def to_yaml(cfg: RunConfig) -> str:
-    """`cfg` as YAML text without secrets."""
-    return redact_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg))))
+    """`cfg` as YAML text without secrets, in the form of `written`."""
+    return redact_text(OmegaConf.to_yaml(OmegaConf.create(written(cfg))))
 
 
 def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that `dump` wrote, with `overrides` (values, or a data preset such as ``data=text``) on top.
 
-    Files it names need not exist here. Raises `ConfigError(s)`.
+    Files it names need not exist here; older formats are read as well. Raises `ConfigError(s)`.
     """
+    origin = str(path)
+    tree = _read(path)
+    if overrides:
+        layers = [OmegaConf.create(modern(tree, origin=origin)), *_layers(overrides)]
+        try:
+            tree = stamped(_plain(OmegaConf.merge(*layers)))
+        except OmegaConfBaseException as error:
+            raise ConfigError(origin, got=" ".join(overrides), needs=f"settings that it has ({error})") from error
+    return restore(tree, origin=origin)
+
+
+def restore(tree: Mapping[Any, Any], *, origin: str) -> RunConfig:
+    """The configuration of which `written` made `tree`, whatever release did; `origin` is where it comes from."""
+    cfg = to_config(modern(tree, origin=origin))
+    validate(cfg, files="unchecked")
+    return resolve(cfg)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """What stands in a YAML file."""
     try:
-        # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
-        written = OmegaConf.load(Path(path))
-        if overrides:
-            written = OmegaConf.merge(written, *_layers(overrides))
-        tree: Any = OmegaConf.to_container(written, resolve=False)
-    except ConfigError:
-        raise
+        tree = _plain(OmegaConf.load(Path(path)))
     except FileNotFoundError:
         raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
     except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base
         raise ConfigError(str(path), got=f"{error}", needs="YAML as written by a run") from error
-    cfg = to_config(tree if isinstance(tree, dict) else {})
-    validate(cfg, files="unchecked")
-    return resolve(cfg)
+    return tree if isinstance(tree, dict) else {}
+
+
+def _plain(node: Any) -> Any:
+    # unresolved: what stands in a written configuration is final, nothing is looked up in this environment
+    return OmegaConf.to_container(node, resolve=False)
 
 
 def _layers(overrides: Sequence[str]) -> list[Any]:

@@ -133,7 +133,7 @@ class OptimConfig:
     weight_decay: float  # decoupled; not on norms
     decay_rate: float  # Adafactor: second-moment decay exponent (paper 0.8)
     clip_threshold: float  # Adafactor: update RMS clip
-    relative_step: bool  # Adafactor: scale updates by parameter RMS
+    scale_parameter: bool  # Adafactor: scale updates by parameter RMS
     clip_norm: float  # global gradient norm over all shards; 0: off
 
 

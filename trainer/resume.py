@@ -45,7 +45,7 @@ class TrainState:
 
     def to_json(self, cfg: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
         """The content of a checkpoint's `state.json`."""
-        return {**asdict(self), "fingerprints": fingerprints, "config": compose.to_dict(cfg)}
+        return {**asdict(self), "fingerprints": fingerprints, "config": compose.written(cfg)}
 
     @staticmethod
     def from_json(state: dict[str, Any]) -> TrainState:
@@ -62,13 +62,13 @@ def _lookup(tree: dict[str, Any], path: str) -> Any:
 def _leaves(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {path: value}
-    return {leaf: item for key, child in value.items() for leaf, item in _leaves(f"{path}.{key}", child).items()}
+    prefix = f"{path}." if path else ""
+    return {leaf: item for key, child in value.items() for leaf, item in _leaves(prefix + key, child).items()}
 
 
-def changed_settings(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
+def changed_settings(saved: RunConfig, cfg: RunConfig) -> list[str]:
     """Every setting that differs from the checkpoint's, as ``path: old -> new``; what may change is still said."""
-    now = compose.to_dict(cfg)
-    before, after = ({leaf: v for key in saved for leaf, v in _leaves(key, tree[key]).items()} for tree in (saved, now))
+    before, after = (_leaves("", compose.to_dict(each)) for each in (saved, cfg))
     return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if after.get(leaf) != old]
 
 
@@ -84,13 +84,13 @@ def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: R
     )
 
 
-def check_same_run(saved: dict[str, Any], cfg: RunConfig) -> None:
+def check_same_run(saved: RunConfig, cfg: RunConfig) -> None:
     """Raise `ConfigError` naming the first setting in which `cfg` would be another run than the checkpoint's."""
-    now = compose.to_dict(cfg)
+    trained, now = compose.to_dict(saved), compose.to_dict(cfg)
     for path in _IDENTITY:
         if path == "data.source" and cfg.train.allow_data_change:
             continue
-        before, after = _leaves(path, _lookup(saved, path)), _leaves(path, _lookup(now, path))
+        before, after = _leaves(path, _lookup(trained, path)), _leaves(path, _lookup(now, path))
         for leaf, old in before.items():
             if after.get(leaf) != old:
                 raise ConfigError(

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from conf import compose
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from launch.process import noted
@@ -48,10 +49,10 @@ def _open(cfg: RunConfig, mesh: Mesh, run: RunDir, store: CheckpointStore) -> tu
     reader = _checkpoint_to_continue(cfg, store)
     notes: list[str] = []
     if reader is not None:
-        check_same_run(reader.state["config"], cfg)
-        saved = reader.state["fingerprints"]
-        notes = changed_settings(reader.state["config"], cfg)
-        notes += check_fingerprints(saved, corpus.fingerprint, allow=cfg.train.allow_data_change)
+        saved = compose.restore(reader.state["config"], origin=str(reader.path))
+        check_same_run(saved, cfg)
+        notes = changed_settings(saved, cfg)
+        notes += check_fingerprints(reader.state["fingerprints"], corpus.fingerprint, allow=cfg.train.allow_data_change)
     session = build_session(cfg, mesh, run, corpus, store)
     make_repeatable(session.device)
     state = restore(session, reader)

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from conf.errors import ConfigError
+from conf.reading.formats import hint_for
 from conf.schema import RunConfig
 
 
@@ -59,6 +60,8 @@ def describe_type(kind: Any) -> str:
 
 def unknown_key(path: str, got: object = "an unknown setting") -> ConfigError:
     """The error for a path that does not exist, with the closest one that does."""
+    if (renamed := hint_for(path)) is not None:
+        return ConfigError(path, got=got, needs="its present name", hint=renamed)
     section, _, name = path.rpartition(".")
     known = list(leaf_types())
     same_name = [field for field in known if field.rpartition(".")[2] == name]

@@ -66,7 +66,7 @@ class PlainAdafactor(Optimizer):
             v = rows[..., :, None] * columns[..., None, :] / rows.mean(-1)[..., None, None]
         update = (x.grad / v.sqrt()).to(x.dtype)
         update = update / max(1.0, float(_rms(update)) / settings.clip_threshold)
-        scale = max(1e-3, float(_rms(x))) if settings.relative_step else 1.0
+        scale = max(1e-3, float(_rms(x))) if settings.scale_parameter else 1.0
         x.mul_(1.0 - lr * weight_decay).sub_(lr * scale * update)
 
 

@@ -32,7 +32,7 @@ class Adafactor(Optimizer):
 
     v decays with 1 - t**-decay_rate and, for matrices, is row mean x column mean / mean. All means run over the
     *logical* tensor: partial sums are all-reduced over the axes that cut it, so any layout gives the same update. RMS
-    is taken over a whole parameter (all experts of a bank together), rows and columns per expert. `relative_step`
+    is taken over a whole parameter (all experts of a bank together), rows and columns per expert. `scale_parameter`
     False drops the factor max(1e-3, RMS(x)).
     """
 
@@ -60,7 +60,7 @@ class Adafactor(Optimizer):
         squared = parameter.grad.square().add_(self._optim.epsilon)
         update = parameter.grad * self._inverse_root(parameter, squared, state, decay)
         update.mul_(torch.clamp(self._optim.clip_threshold / self._rms(parameter, update), max=1.0))
-        scale = self._rms(parameter, parameter).clamp(min=EPSILON_PARAMETER) if self._optim.relative_step else 1.0
+        scale = self._rms(parameter, parameter).clamp(min=EPSILON_PARAMETER) if self._optim.scale_parameter else 1.0
         parameter.mul_(1.0 - lr * weight_decay)
         parameter.sub_(update.mul_(lr * scale))
 

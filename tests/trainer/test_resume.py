@@ -1,10 +1,11 @@
 """A checkpoint is only continued by the run it belongs to."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from conf.compose import compose, to_dict
+from conf.compose import compose, restore
 from conf.errors import ConfigError
 from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
 from trainer.run_dir import RunDir
@@ -21,7 +22,7 @@ def test_state_round_trip():
     "change", ["train.steps=9999", "schedule.lr=0.5", "logging.wandb=off", "train.log_every=3", "train.accumulation=2"]
 )
 def test_settings_that_may_change(change):
-    check_same_run(to_dict(compose([])), compose([change]))
+    check_same_run(compose([]), compose([change]))
 
 
 @pytest.mark.parametrize(
@@ -36,13 +37,13 @@ def test_settings_that_may_change(change):
 )
 def test_settings_that_make_another_run(change, field):
     with pytest.raises(ConfigError) as caught:
-        check_same_run(to_dict(compose([])), compose([change]))
+        check_same_run(compose([]), compose([change]))
     assert field in str(caught.value)
     assert "from_checkpoint" in str(caught.value)
 
 
 def test_changes_that_are_allowed_are_said():
-    saved = to_dict(compose(["train.steps=100"]))
+    saved = compose(["train.steps=100"])
     changes = changed_settings(saved, compose(["train.steps=200"]))
     assert "train.steps: 100 -> 200" in changes
     assert "schedule.warmup_steps: 10 -> 20" in changes  # derived from the steps
@@ -50,7 +51,7 @@ def test_changes_that_are_allowed_are_said():
 
 
 def test_another_source_needs_permission():
-    saved = to_dict(compose([]))
+    saved = compose([])
     with pytest.raises(ConfigError, match=r"data\.source"):
         check_same_run(saved, compose(["data=text", "data.files=/dev/null"]))
     check_same_run(saved, compose(["data=text", "data.files=/dev/null", "train.allow_data_change=true"]))
@@ -61,3 +62,13 @@ def test_weights_are_refused_for_another_tokenizer(tmp_path):
     check_same_tokenizer(reader, "abc", RunDir(root=tmp_path))
     with pytest.raises(ConfigError, match=r"data\.tokenizer=.*tokenizer\.model"):
         check_same_tokenizer(reader, "xyz", RunDir(root=tmp_path))
+
+
+def test_a_checkpoint_of_an_older_format_belongs_to_the_same_run():
+    cfg = compose(["optim=adafactor", "parallel.zero=0"])
+    config = json.loads(json.dumps(TrainState().to_json(cfg, {})["config"]))
+    del config["format"]
+    config["optim"]["relative_step"] = config["optim"].pop("scale_parameter")
+    saved = restore(config, origin="here")
+    check_same_run(saved, cfg)
+    assert changed_settings(saved, cfg) == []

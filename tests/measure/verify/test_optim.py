@@ -10,7 +10,7 @@ from measure.verify.optim import build_reference
 
 OPTIM = OptimConfig(
     name="adafactor", beta1=0.0, beta2=0.98, epsilon=1e-30, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,
-    relative_step=True, clip_norm=0.0,
+    scale_parameter=True, clip_norm=0.0,
 )  # fmt: skip
 
 

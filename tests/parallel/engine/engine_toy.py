@@ -151,7 +151,7 @@ def run_config(
     """A RunConfig with the sections an engine reads; the others are left out."""
     optim = OptimConfig(
         name=optimizer, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,
-        relative_step=True, clip_norm=clip_norm,
+        scale_parameter=True, clip_norm=clip_norm,
     )  # fmt: skip
     moe = MoeConfig(
         semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
