@@ -49,5 +49,9 @@ class StudyError(PointsmanError, RuntimeError):
     """A run of a study did not end as it should; the text has the end of its output."""
 
 
+class RanksFailed(PointsmanError, RuntimeError):
+    """A rank that a command started for itself raised, died or hung; the text says which one first, and how."""
+
+
 class SetupError(PointsmanError, RuntimeError):
     """The machine, an installed package or a foreign package of the same name makes the run impossible."""

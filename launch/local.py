@@ -1,4 +1,4 @@
-"""Starts the ranks of this machine by becoming their launcher.
+"""Starts the ranks of this machine by becoming their launcher; for a command that makes runs, in the background.
 
 The process replaces itself (exec): with one rank by the trainer, with several by `launch.agent`. So no process stands
 between the user and the run: the terminal, Ctrl-C, SIGTERM and the exit code are the run's own.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from conf.schema import LaunchConfig
+from launch.process import BOUND_VARIABLE
+from launch.ranks.environment import clean_environment
 from launch.torchrun import TRAINER, rank_environment, rendezvous_of, torchrun_arguments
 
 LOG_DIR_VARIABLE = "POINTSMAN_RANK_LOGS"  # a folder of ours, which the agent removes after success
@@ -59,6 +63,18 @@ def become(start: Start) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(start.command[0], list(start.command), start.environment)
+
+
+def train_in_background(overrides: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """`pointsman train` in a process of its own that appends what it says to `log` and ends with this one."""
+    environment = clean_environment(os.environ) | {BOUND_VARIABLE: "1"}
+    command = [sys.executable, "-m", "launch.cli", "train", *overrides]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        # A session of its own: Ctrl-C reaches this process alone, which then asks its runs to save, once.
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
 
 
 def free_port() -> int:

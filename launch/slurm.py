@@ -20,7 +20,8 @@ from conf.schema import LaunchConfig, RunConfig
 from launch.commands.kinds import define
 from launch.commands.parameters import FILE, option, takes_overrides
 from launch.naming import with_name
-from launch.torchrun import STALE, TRAINER, Rendezvous, module_search_path, torchrun_arguments
+from launch.ranks.environment import STALE, module_search_path
+from launch.torchrun import TRAINER, Rendezvous, torchrun_arguments
 
 TEMPLATE = Path(__file__).with_name("sbatch.sh")
 NOTICE_SECONDS = 180  # before the time limit, for the ranks to save and end

@@ -7,27 +7,14 @@ process that runs is `launch.agent`, which takes torchrun's arguments; the same 
 from __future__ import annotations
 
 import os
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from conf.errors import ConfigError
 from conf.schema import LaunchConfig
-from launch.identity import ROOT
+from launch.ranks.environment import clean_environment
 
 TRAINER = "trainer.main"
-# Set by whatever launched us; inherited by ranks of our own they would name the wrong world.
-STALE = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "LOCAL_SIZE",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,19 +79,8 @@ def threads_per_rank(launch: LaunchConfig, environment: Mapping[str, str]) -> in
 
 def rank_environment(launch: LaunchConfig, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` as the agent and its ranks need it."""
-    env = {name: value for name, value in environment.items() if name not in STALE}
-    env["OMP_NUM_THREADS"] = str(threads_per_rank(launch, environment))
-    env["PYTHONSAFEPATH"] = "1"  # a folder `data` or `model` in the working directory must not hide our packages
-    if (search := module_search_path(environment.get("PYTHONPATH", ""))) is not None:
-        env["PYTHONPATH"] = search
+    env = clean_environment(environment) | {"OMP_NUM_THREADS": str(threads_per_rank(launch, environment))}
     if launch.max_restarts > 0:
         # Restarted ranks otherwise read the addresses of the dead ones from the agent's store.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return env
-
-
-def module_search_path(inherited: str, *, root: Path = ROOT) -> str | None:
-    """PYTHONPATH with which ranks find our packages; `None` where they are installed among all others."""
-    if root in (Path(sysconfig.get_paths()[key]).resolve() for key in ("purelib", "platlib")):
-        return None
-    return os.pathsep.join(dict.fromkeys([str(root), *filter(None, inherited.split(os.pathsep))]))

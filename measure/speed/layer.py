@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from conf.schema import Ffn
 from measure.speed.result import Row
 from measure.speed.setup import LayerCase, Settings, gradients_of, layer_case
 from measure.speed.timing import clock_of, compare
+from model.activations import ACTIVATIONS
 
 EXPERTS = {"cpu": (8, 32), "cuda": (8, 32, 128)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -70,11 +70,8 @@ def loop_forward(case: LayerCase) -> list[Tensor]:
 def expert_output(ffn: Ffn, weights: list[Tensor], x_ND: Tensor) -> Tensor:
     """What one expert, by its weights in the bank's order, makes of its tokens."""
     *into, out = weights
-    if ffn == "relu":
-        hidden_NF = F.relu(x_ND @ into[0])
-    else:
-        hidden_NF = F.gelu(x_ND @ into[0], approximate="tanh") * (x_ND @ into[1])
-    return hidden_NF @ out
+    hidden_NF = ACTIVATIONS[ffn](x_ND @ into[0])
+    return (hidden_NF * (x_ND @ into[1]) if ffn == "gated_gelu" else hidden_NF) @ out
 
 
 def check_same_output(case: LayerCase) -> None:

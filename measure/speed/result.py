@@ -20,22 +20,10 @@ class Row:
     numbers: dict[str, float] = field(default_factory=dict)  # further results by name, unit included in the name
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, every single measurement included; `from_json` takes it back."""
+        """Everything, every single measurement included."""
         lower, upper = self.comparison.spread
         derived = {"ratio": self.comparison.ratio, "ratio_lower_quartile": lower, "ratio_upper_quartile": upper}
         return {**asdict(self), **derived}
-
-    @staticmethod
-    def from_json(tree: dict[str, Any]) -> Row:
-        """Back from `to_json`; what is derived is derived anew."""
-        times = tree["comparison"]
-        return Row(
-            benchmark=tree["benchmark"],
-            case=tree["case"],
-            peer=tree["peer"],
-            comparison=Comparison(ours=tuple(times["ours"]), peer=tuple(times["peer"])),
-            numbers=dict(tree["numbers"]),
-        )
 
 
 _HEAD = ("what", "against", "ratio", "quartiles", "ours", "peer", "rounds", "more")

@@ -8,9 +8,7 @@ folder, half-finished ones go on from their last checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from typing import Any
 from conf.compose import compose, load, to_dict
 from conf.errors import ConfigError, StudyError
 from conf.schema import RunConfig
-from launch.identity import ROOT
-from launch.process import BOUND_VARIABLE
+from launch.local import train_in_background
 from trainer.run_dir import RunDir
 
 _POLL_S = 0.5
@@ -64,7 +61,7 @@ def run_grid(cells: Sequence[Cell], out: Path, *, at_once: int, say: Callable[[s
         while waiting or running:
             while waiting and len(running) < at_once:
                 cell = waiting.pop(0)
-                running[cell.name] = (_start(cell, out), time.monotonic())
+                running[cell.name] = (train_in_background(cell.arguments(out), _log(out, cell.name)), time.monotonic())
             time.sleep(_POLL_S)
             for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
                 process, began = running.pop(name)
@@ -107,19 +104,6 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], path: str = "") 
             yield from _differences(before, now, f"{name}.")
         else:
             yield name, before, now
-
-
-def _start(cell: Cell, out: Path) -> subprocess.Popen[bytes]:
-    """The run's process, its output in `<out>/<name>.log`; it ends with this one."""
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", BOUND_VARIABLE: "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    out.mkdir(parents=True, exist_ok=True)
-    with _log(out, cell.name).open("ab") as log:
-        command = [sys.executable, "-m", "launch.cli", "train", *cell.arguments(out)]
-        # A session of its own: Ctrl-C reaches this process alone, which then asks its runs to save, once.
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
 
 
 def _log(out: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,6 @@ Quantity = Literal["output", "routing", "loss", "aux", "z", "gradient", "norm", 
 # In causal order: the first that differs is the one to look at.
 QUANTITIES: tuple[Quantity, ...] = ("routing", "loss", "aux", "z", "gradient", "norm", "parameter", "moment")
 FORWARD: tuple[Quantity, ...] = ("routing", "loss", "aux", "z")
-AFTER_BACKWARD: tuple[Quantity, ...] = ("gradient", "norm", "parameter", "moment")
 # Largest errors that pass; a quantity that is not here is measured and shown, but not judged.
 LIMITS: dict[Precision, dict[Quantity, float]] = {
     "fp32": {
@@ -61,7 +60,7 @@ class Error:
 
 @dataclass(kw_only=True, slots=True)
 class Findings:
-    """What a rank found in one layout. Plain types throughout, so that it travels as JSON."""
+    """What a rank found in one layout."""
 
     worst: dict[Quantity, Error] = field(default_factory=dict)
     first: Error | None = None  # the first past its limit
@@ -69,35 +68,7 @@ class Findings:
     past: dict[str, set[str]] = field(default_factory=dict)  # places past the limit, by "step quantity"
     tokens: set[tuple[int, int, int, int]] = field(default_factory=set)  # routed otherwise: step, layer, group, token
     excused: set[tuple[int, int, int, int]] = field(default_factory=set)  # of these, near a tie
-    kinks: int = 0  # units of a relu, within a tie, that were on in one run and off in the other
     covered: dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]] = field(default_factory=dict)  # offsets, sizes
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return {
-            "worst": {quantity: asdict(error) for quantity, error in self.worst.items()},
-            "first": asdict(self.first) if self.first else None,
-            "output": asdict(self.output) if self.output else None,
-            "past": {key: sorted(places) for key, places in self.past.items()},
-            "tokens": sorted(self.tokens),
-            "excused": sorted(self.excused),
-            "kinks": self.kinks,
-            "covered": {name: sorted(parts) for name, parts in self.covered.items()},
-        }
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Findings:
-        """The reverse of `to_json`."""
-        return cls(
-            worst={quantity: Error(**error) for quantity, error in tree["worst"].items()},
-            first=Error(**tree["first"]) if tree["first"] else None,
-            output=Error(**tree["output"]) if tree["output"] else None,
-            past={key: set(places) for key, places in tree["past"].items()},
-            tokens={tuple(token) for token in tree["tokens"]},
-            excused={tuple(token) for token in tree["excused"]},
-            kinks=tree["kinks"],
-            covered={name: {(tuple(o), tuple(n)) for o, n in parts} for name, parts in tree["covered"].items()},
-        )
 
     def join(self, other: Findings) -> None:
         """Take in what another rank found."""
@@ -109,7 +80,6 @@ class Findings:
             self.past.setdefault(key, set()).update(places)
         self.tokens |= other.tokens
         self.excused |= other.excused
-        self.kinks += other.kinks
         for name, parts in other.covered.items():
             self.covered.setdefault(name, set()).update(parts)
 

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from conf.schema import RunConfig
 from measure.verify.batches import global_rows
-from measure.verify.kinks import UnitRecorder
 from measure.verify.numbers import StepNumbers, Tally
 from measure.verify.optim import build_reference
 from measure.verify.record import Decision, Recorder
@@ -33,7 +32,7 @@ from parallel.layers.sharding import spec_of
 from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
 
-GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS, UNITS = "gradient", "parameter", "slots", "tokens", "logits", "units"
+GRADIENT, PARAMETER, SLOTS, TOKENS, LOGITS = "gradient", "parameter", "slots", "tokens", "logits"
 OUTPUT = "output"
 INITIAL = -1  # the "step" of the weights before the first one
 NOTHING = StepNumbers(loss=0.0, entered=0.0, aux=0.0, z=0.0, layer_aux={}, layer_z={})
@@ -45,8 +44,7 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
     `cfg` is a layout of one rank, without accumulation and without recomputation.
     """
     module = build_model(cfg, single_process(), device=device, dtype=dtype)
-    recorder, units = Recorder(module, cfg, single_process(), None), UnitRecorder(module, cfg)
-    tracer = Tracer(module)
+    recorder, tracer = Recorder(module, cfg, single_process(), None), Tracer(module)
     parameters = dict(module.named_parameters())
     masters, optimizer = None, None
     if dtype != torch.float64:
@@ -62,7 +60,7 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
             _update(cfg, parameters, masters, optimizer, float(norm))
             tensors |= {f"{PARAMETER}/{name}": p.detach() for name, p in masters.items()}
             tensors |= dict(_moments(masters, optimizer))
-        tensors |= _routing(recorder.take()) | {f"{UNITS}/{place}": on for place, on in units.take().items()}
+        tensors |= _routing(recorder.take())
         module.zero_grad()
         write_step(folder, step, tensors, numbers, float(norm), tracer.take())
 

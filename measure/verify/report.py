@@ -72,11 +72,6 @@ def row(verdict: Verdict) -> list[str]:
             f"    routed otherwise because of a tie: {verdict.ties} tokens (0 expected); numbers are those of a run "
             "that routes by the logits of one process"
         )
-    if verdict.findings.kinks:
-        lines.append(
-            f"    on one side of relu's kink here, on the other there: {verdict.findings.kinks} units (0 expected); "
-            "numbers are those of a run with the units of one process"
-        )
     first = verdict.findings.first
     if first is not None:
         lines.append(f"    first to differ: {describe_first(verdict.findings)}")
@@ -172,7 +167,6 @@ def _verdict_tree(verdict: Verdict) -> dict[str, Any]:
         "seconds": round(verdict.seconds, 2),
         "ties": verdict.ties,
         "replayed": verdict.replayed,
-        "kinks": findings.kinks,
         "largest": {quantity: _error_tree(error) for quantity, error in findings.worst.items()},
         "first": _error_tree(findings.first) if findings.first else None,
         "output": _error_tree(findings.output) if findings.output else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,27 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from conf.derived.groups import micro_batch_size
-from conf.reading.convert import to_config, to_dict
 from conf.routing.settings import num_choices, stack_router
 from conf.schema import RunConfig, Stack
 from data.batch import StepBatch
+from launch.ranks.child import Seat
 from measure.verify.batches import step_batch
 from measure.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, Ledger, Precision
-from measure.verify.kinks import UnitReplay
 from measure.verify.numbers import StepNumbers, Tally
 from measure.verify.record import GivenLogits, Recorder
-from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, UNITS, ReferenceStep
+from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
 from measure.verify.rows import RowFinder
 from measure.verify.trace import Trace, Tracer
 from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
 from model.t5.model import SwitchTransformer
+from parallel.engine.expert_groups import release_groups
 from parallel.engine.protocol import MASTER, Engine, StateTensor, StepResult
 from parallel.layers.sharding import Shard, replica_axis, shard_of, spec_of, tagged_parameters
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
+from parallel.mesh.groups import meeting
 from parallel.optim.parameters import is_counted, replica_axes
 from parallel.rng import NoiseKey
+from trainer.device import local_device, make_repeatable
 from trainer.session import build_initialised, layer_names
 from trainer.step import count_tokens, to_device, train_step
 
@@ -44,26 +47,13 @@ ENTERED = "the global batch as it enters backward"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One layout to run: plain types, so that it travels as JSON."""
+    """One layout to run."""
 
     cfg: RunConfig  # with the layout
     folder: str  # of the reference
     steps: int
     precision: Precision
     replay: bool  # route by the reference's logits
-    kinks: bool  # units of a relu that lie within a tie are on where the reference has them on
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return {
-            "cfg": to_dict(self.cfg), "folder": self.folder, "steps": self.steps, "precision": self.precision,
-            "replay": self.replay, "kinks": self.kinks,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Task:
-        """The reverse of `to_json`."""
-        return cls(**{**tree, "cfg": to_config(tree["cfg"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,17 +69,28 @@ class RankRun:
 Damage = Callable[[RankRun], AbstractContextManager[None]]  # for tests: entered before the first step, left after all
 
 
-def run_layout(task: Task, mesh: Mesh, device: torch.device, damage: Damage | None) -> Findings:
-    """Run and compare. Collective."""
+def run_layout(seat: Seat, task: Task, damage: Damage | None) -> Findings:
+    """Join the other ranks, run, compare, and leave nothing behind for the next layout. Collective."""
+    device = local_device(task.cfg)
+    make_repeatable(device)  # as in training: a replay must be the same run
+    with meeting(task.cfg.parallel, **seat._asdict()) as mesh:
+        try:
+            findings = compare_layout(task, mesh, device, damage)
+            collectives.barrier(mesh.control, what="end of a layout")
+            return findings
+        finally:
+            gc.collect()  # engines hold cycles, and their memory must not stay for the next layout
+            release_groups()
+
+
+def compare_layout(task: Task, mesh: Mesh, device: torch.device, damage: Damage | None) -> Findings:
+    """Run the steps of a layout and compare them. Collective."""
     runner = _ExactRunner(task, mesh, device) if task.precision == "fp64" else _EngineRunner(task, mesh, device)
     run = RankRun(cfg=task.cfg, mesh=mesh, module=runner.module, engine=runner.engine)
     with damage(run) if damage else nullcontext():
         runner.compare_initial()
         for step in range(task.steps):
             runner.step(step)
-            if runner.units is not None:
-                runner.ledger.findings.kinks += len(runner.units.moved)
-                runner.units.moved.clear()
     return runner.ledger.findings
 
 
@@ -112,7 +113,6 @@ class _Runner(ABC):
         module.register_forward_pre_hook(self._begin, with_kwargs=True)  # before those that ask for rows
         self.recorder = Recorder(module, task.cfg, mesh, given, self.finder.rows)
         self.tracer = Tracer(module, self.finder.rows)
-        self.units = UnitReplay(module, task.cfg, self._given_units, self.finder.rows) if task.kinks else None
         self.parameters = {name: parameter for name, parameter, _ in tagged_parameters(module)}
         self.shards = {name: shard_of(parameter, mesh) for name, parameter in self.parameters.items()}
         self.positions = {name: i for i, name in enumerate(self.parameters)}
@@ -197,10 +197,6 @@ class _Runner(ABC):
     def _given(self, layer: str, groups: Tensor) -> Tensor:
         assert self.reference is not None
         return self.reference.whole(LOGITS, layer)[groups.cpu()].to(self.device)
-
-    def _given_units(self, place: str) -> Tensor:
-        assert self.reference is not None
-        return self.reference.whole(UNITS, place)
 
 
 class _BeforeStep:

@@ -6,19 +6,23 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from measure.verify.compare import AFTER_BACKWARD, QUANTITIES, Findings, Precision
+from conf.errors import RanksFailed
+from launch.ranks.environment import clean_environment
+from launch.ranks.pool import RankPool
+from launch.ranks.rank import Start
+from launch.ranks.server import TRAINING
+from measure.verify.compare import QUANTITIES, Findings, Precision
 from measure.verify.layouts import Layout
 from measure.verify.plan import Plan
-from measure.verify.pool import LayoutFailed, RankPool, Start
 from measure.verify.reference import GRADIENT, PARAMETER, ReferenceStep, run_reference
-from measure.verify.run_layout import Damage, Task
+from measure.verify.run_layout import Damage, Task, run_layout
 from trainer.device import local_device
 
 Status = Literal["equal", "differs", "failed"]
@@ -40,20 +44,21 @@ class Verdict:
 def verify(plan: Plan, *, say: Callable[[Verdict], None], damage: Damage | None = None) -> list[Verdict]:
     """Run everything; `say` hears each verdict as it falls. `damage` is for tests."""
     on_gpu = local_device(plan.base).type == "cuda"
-    start: Start = "spawn" if on_gpu else "fork"
-    environment = rank_environment(dict(os.environ), on_gpu=on_gpu)
+    environment = clean_environment(os.environ)
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what the server of forks reads when it imports DeepSpeed
-    precision = precision_of(plan)
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    preload, precision = (*TRAINING, run_layout.__module__), precision_of(plan)
     with tempfile.TemporaryDirectory(prefix="pointsman-verify-") as name:
         folder = Path(name)
-        with RankPool(plan.ranks, folder=folder, start=start, environment=environment, damage=damage) as pool:
+        start: Start = "spawn" if on_gpu else "fork"
+        with RankPool(plan.ranks, environment=environment, preload=preload, start=start) as pool:
             dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
             run_reference(plan.base, steps=plan.steps, dtype=dtype, device=local_device(plan.base), folder=folder)
             pool.start()
             verdicts: list[Verdict] = []
             for layout in plan.layouts:
-                verdicts.append(_verify_layout(plan, layout, pool, folder, precision))
+                verdicts.append(_verify_layout(plan, layout, pool, folder, precision, damage))
                 say(verdicts[-1])
             return verdicts
 
@@ -63,32 +68,24 @@ def precision_of(plan: Plan) -> Precision:
     return "fp64" if plan.exact else plan.base.train.precision
 
 
-def rank_environment(environment: dict[str, str], *, on_gpu: bool) -> dict[str, str]:
-    """What rank processes see: one thread each on a CPU, and nothing of a launcher that started us."""
-    kept = {name: value for name, value in environment.items() if not name.startswith(("TORCHELASTIC_", "MASTER_"))}
-    if not on_gpu:
-        kept |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return kept
-
-
-def _verify_layout(plan: Plan, layout: Layout, pool: RankPool, folder: Path, precision: Precision) -> Verdict:
+def _verify_layout(
+    plan: Plan, layout: Layout, pool: RankPool, folder: Path, precision: Precision, damage: Damage | None
+) -> Verdict:
     began = time.monotonic()
+
+    def found(*, replay: bool) -> Findings:
+        cfg = plan.config(layout)
+        task = Task(cfg=cfg, folder=str(folder), steps=plan.steps, precision=precision, replay=replay)
+        return joined(pool.run(run_layout, task, damage, world=layout.world, timeout_s=plan.timeout_s))
+
     # Rounding moves whole decisions in bf16, so that there only what follows them compares.
-    replay, kinks, ties = precision == "bf16", False, 0
+    replay, ties = precision == "bf16", 0
     try:
-        while True:
-            task = Task(
-                cfg=plan.config(layout), folder=str(folder), steps=plan.steps, precision=precision, replay=replay,
-                kinks=kinks,
-            )  # fmt: skip
-            findings = _joined(pool.run(task.to_json(), world=layout.world, timeout_s=plan.timeout_s))
-            if not replay and begins_with_ties(findings):
-                ties, replay = len(findings.excused), True
-            elif not kinks and begins_after_backward(findings):
-                kinks = True
-            else:
-                break
-    except LayoutFailed as error:
+        findings = found(replay=replay)
+        if not replay and begins_with_ties(findings):
+            ties, replay = len(findings.excused), True
+            findings = found(replay=True)
+    except RanksFailed as error:
         seconds = time.monotonic() - began
         return Verdict(layout=layout, status="failed", seconds=seconds, findings=Findings(), message=str(error))
     message = missing(findings, ReferenceStep(folder, 0))
@@ -99,10 +96,11 @@ def _verify_layout(plan: Plan, layout: Layout, pool: RankPool, folder: Path, pre
     )  # fmt: skip
 
 
-def _joined(trees: list[dict[str, Any]]) -> Findings:
+def joined(parts: Sequence[Findings]) -> Findings:
+    """What all ranks found."""
     findings = Findings()
-    for tree in trees:
-        findings.join(Findings.from_json(tree))
+    for part in parts:
+        findings.join(part)
     return findings
 
 
@@ -114,11 +112,6 @@ def begins_with_ties(findings: Findings) -> bool:
     if findings.first is not None and findings.first.order < (step, QUANTITIES.index("routing"), layer):
         return False  # something differed before
     return all(token in findings.excused for token in findings.tokens if token[:2] == (step, layer))
-
-
-def begins_after_backward(findings: Findings) -> bool:
-    """Whether gradients, or what is made of them, differ first: a unit at relu's kink can do that."""
-    return findings.first is not None and findings.first.quantity in AFTER_BACKWARD
 
 
 def missing(findings: Findings, reference: ReferenceStep) -> str:

@@ -17,7 +17,7 @@ from conf.derived.derive import scales_logits
 from conf.derived.groups import expert_capacity
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.errors import ConfigError, ConfigErrors
-from conf.schema import RunConfig, Stack
+from conf.schema import Ffn, RunConfig, Stack
 from model.hf.files import read_json
 from model.hf.names import Kind
 from model.losses import z_weight
@@ -48,6 +48,7 @@ _ROUTER = (
     ("router_aux_loss_coef", "aux_loss_weight", float, 0.001),
     ("router_z_loss_coef", "z_loss_weight", float, 0.001),
 )
+_PROJECTIONS: dict[Ffn, str] = {"relu": "relu", "gelu": "gelu_new", "gated_gelu": "gated-gelu"}
 _STACK_PREFIX: dict[Stack, str] = {"encoder": "", "decoder": "decoder_"}
 # Values that the model's arithmetic is written for; another one would silently change what it computes.
 _FIXED: tuple[tuple[str, Any], ...] = (
@@ -158,20 +159,26 @@ def _check_fixed(path: Path, document: dict[str, Any], fixed: tuple[tuple[str, A
             raise ConfigError(f"{path}: {key}", got=got, needs=f"{needed!r}: nothing else is computed here")
 
 
-def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> str:
-    """Which feed-forward layer: relu, or GELU (tanh form) gated."""
+def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> Ffn:
+    """Which feed-forward layer: relu, or GELU (tanh form), plain or gated."""
     if kind == "switch_transformers":
         activation = document.get("dense_act_fn", "relu")
         if activation != "relu":  # the library builds no gated experts, whatever the name
             raise ConfigError(f"{path}: dense_act_fn", got=activation, needs="relu")
         return "relu"
     projection = document.get("feed_forward_proj", "relu")
-    wanted = {"relu": ("relu", "relu"), "gated-gelu": ("gated_gelu", "gelu_new")}.get(projection)
-    if wanted is None:
-        raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs="relu (T5 v1.0) or gated-gelu (T5 v1.1)")
-    if (activation := document.get("dense_act_fn", wanted[1])) != wanted[1]:
-        raise ConfigError(f"{path}: dense_act_fn", got=activation, needs=f"{wanted[1]} with {projection}")
-    return wanted[0]
+    found: Ffn | None = next((ours for ours, theirs in _PROJECTIONS.items() if theirs == projection), None)
+    if found is None:
+        needs = "relu (T5 v1.0), gelu_new or gated-gelu (T5 v1.1)"
+        raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs=needs)
+    wanted = _activation(found)
+    if (activation := document.get("dense_act_fn", wanted)) != wanted:
+        raise ConfigError(f"{path}: dense_act_fn", got=activation, needs=f"{wanted} with {projection}")
+    return found
+
+
+def _activation(ffn: Ffn) -> str:
+    return "relu" if ffn == "relu" else "gelu_new"
 
 
 def sparse_step(path: Path, document: dict[str, Any], stack: Stack, layers: int) -> int:
@@ -251,7 +258,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
         "layer_norm_epsilon": model.norm_epsilon,
         "dropout_rate": model.dropout,
         "initializer_factor": model.init_scale**0.5,
-        "dense_act_fn": "relu" if model.ffn == "relu" else "gelu_new",
+        "dense_act_fn": _activation(model.ffn),
         "is_encoder_decoder": True,
         "pad_token_id": 0,
         "eos_token_id": 1,
@@ -263,8 +270,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
         "tie_word_embeddings": scaled if kind == "switch_transformers" or not tied else True,
     }
     if kind == "t5":
-        gated = model.ffn == "gated_gelu"
-        document |= {"feed_forward_proj": "gated-gelu" if gated else "relu", "is_gated_act": gated}
+        document |= {"feed_forward_proj": _PROJECTIONS[model.ffn], "is_gated_act": model.ffn == "gated_gelu"}
         if scaled != document["tie_word_embeddings"]:
             document["scale_decoder_outputs"] = scaled
         return document

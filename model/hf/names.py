@@ -89,7 +89,7 @@ TABLE: tuple[Row, ...] = (
     ),
 )
 DENSE_MODULE: dict[Kind, str] = {"t5": "DenseReluDense", "switch_transformers": "mlp"}  # {dense} in the table
-FF_WEIGHTS = {"relu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
+FF_WEIGHTS = {"relu": ("wi", "wo"), "gelu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
 SUBLAYER: dict[Stack, int] = {"encoder": 1, "decoder": 2}  # {f} in the table
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"  # the same in theirs and ours

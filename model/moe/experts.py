@@ -10,18 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.routing.settings import expert_gradient_factor
 from conf.schema import ModelConfig, MoeConfig
+from model.activations import ACTIVATIONS
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
 from parallel.rng import NoiseKey, keyed_uniform
 
 
 class ExpertBank(nn.Module):
-    """Feed-forward experts (relu: wi, wo; gated GELU: wi_0, wi_1, wo) without bias, dropout inside."""
+    """Feed-forward experts (wi, wo; gated: wi_0, wi_1, wo) without bias, dropout inside."""
 
     wi: Tensor
     wi_0: Tensor
@@ -29,8 +29,7 @@ class ExpertBank(nn.Module):
 
     def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
         super().__init__()
-        self.ffn = model.ffn
-        self.relu = nn.ReLU()  # a module, so that `measure.verify` can hook it
+        self.ffn, self.activation = model.ffn, ACTIVATIONS[model.ffn]
         self.dropout = moe.expert_dropout
         self.gradient_factor = expert_gradient_factor(moe)
         self.site = f"{name}.expert_dropout"
@@ -39,7 +38,7 @@ class ExpertBank(nn.Module):
         self.first_expert = exchange.ep_rank * self.num_local
         self.first_column = exchange.etp_rank * self.columns
         into = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=model.d_model)
-        for weight in ("wi",) if model.ffn == "relu" else ("wi_0", "wi_1"):
+        for weight in ("wi_0", "wi_1") if model.ffn == "gated_gelu" else ("wi",):
             self.register_parameter(weight, _empty((self.num_local, model.d_model, self.columns), into))
         out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
         self.wo = _empty((self.num_local, self.columns, model.d_model), out)
@@ -50,11 +49,11 @@ class ExpertBank(nn.Module):
         Rows of empty slots are computed as well: shapes stay static, and an expert without tokens gets a zero
         gradient instead of none, so that every rank takes part in every collective.
         """
-        if self.ffn == "relu":
-            hidden_XRF = self.relu(torch.bmm(rows_XRD, self._weight(self.wi)))
-        else:
-            gate_XRF = F.gelu(torch.bmm(rows_XRD, self._weight(self.wi_0)), approximate="tanh")
+        if self.ffn == "gated_gelu":
+            gate_XRF = self.activation(torch.bmm(rows_XRD, self._weight(self.wi_0)))
             hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self._weight(self.wi_1))
+        else:
+            hidden_XRF = self.activation(torch.bmm(rows_XRD, self._weight(self.wi)))
         if noise is not None and self.dropout > 0:
             # A Python number rounds a bf16 product once; a mask holding 1 / (1 - p) would be rounded before it.
             hidden_XRF = torch.where(self._keep(noise, capacity), hidden_XRF, 0) * (1 / (1 - self.dropout))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -55,10 +57,11 @@ def init_groups(
     return _build(topology, dist.get_rank(), found, parallel.timeout_s)
 
 
-def join_world(parallel: ParallelConfig, *, rank: int, world: int, store: str) -> None:
-    """Create the default process group of `world` ranks that meet in a new file `store` instead of at an address.
+@contextmanager
+def meeting(parallel: ParallelConfig, *, rank: int, world: int, store: str) -> Iterator[Mesh]:
+    """The groups of `world` ranks that meet in a new file `store` instead of at an address; taken down at the end.
 
-    For processes that meet more than once; `destroy_groups` comes between. The backend is the configured one.
+    For processes that meet more than once. The backend is the configured one.
     """
     backend = parallel.backend if parallel.backend != "auto" else ("nccl" if torch.cuda.is_available() else "gloo")
     dist.init_process_group(
@@ -68,6 +71,10 @@ def join_world(parallel: ParallelConfig, *, rank: int, world: int, store: str) -
         world_size=world,
         timeout=timedelta(seconds=parallel.timeout_s),
     )
+    try:
+        yield init_groups(parallel)
+    finally:
+        destroy_groups()
 
 
 def new_control_axis(mesh: Mesh, name: str, *, timeout_s: float) -> Axis:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.local import free_port
-from launch.torchrun import STALE, module_search_path
+from launch.ranks.environment import STALE, module_search_path
 
 
 @pytest.mark.slow

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf.errors import ConfigError
 from conf.schema import LaunchConfig
-from launch.identity import ROOT
 from launch.torchrun import (
-    module_search_path,
     rank_environment,
     rendezvous_of,
     threads_per_rank,
@@ -74,18 +70,6 @@ def test_threads_configured_then_inherited_then_a_share_of_the_cores() -> None:
     assert threads_per_rank(launch(nproc=10 * cores), {}) == 1
 
 
-def test_environment_is_cleaned_of_an_outer_launcher() -> None:
-    env = rank_environment(launch(), {"RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "1", "HOME": "/home/me"})
-    assert "HOME" in env
-    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & set(env)
-    assert env["PYTHONSAFEPATH"] == "1"
-
-
 def test_store_is_not_shared_when_ranks_may_restart() -> None:
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in rank_environment(launch(), {})
     assert rank_environment(launch(max_restarts=1), {})["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
-
-
-def test_search_path_puts_a_checkout_first_and_leaves_an_installation_alone() -> None:
-    assert module_search_path("/theirs") == f"{ROOT}{os.pathsep}/theirs"
-    assert module_search_path("/theirs", root=Path(sysconfig.get_paths()["purelib"]).resolve()) is None

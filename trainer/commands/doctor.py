@@ -6,11 +6,16 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
-import sys
+import statistics
+import time
 
+from conf.compose import compose
+from conf.errors import RanksFailed
 from launch.commands.kinds import define
 from launch.commands.parameters import COUNT, option
+from launch.ranks.child import Seat
+from launch.ranks.environment import clean_environment
+from launch.ranks.pool import RankPool
 
 _PACKAGES = (
     "torch",
@@ -23,9 +28,8 @@ _PACKAGES = (
     "safetensors",
     "numpy",
 )
-
-
-_EXCHANGE_S = 300
+_EXCHANGE_S = 300.0
+_ROUNDS = 7
 
 
 @define()
@@ -88,16 +92,45 @@ def exchange_lines(nproc: int, mib: int) -> list[str]:
     import torch
 
     backend = "nccl" if torch.cuda.device_count() >= nproc else "gloo"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    command += ["-m", "trainer.commands.exchange_check", str(mib), backend]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = clean_environment(os.environ) | {"OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_EXCHANGE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return [f"all-to-all      FAILED: not done after {_EXCHANGE_S} s; try --ranks 2 --mib 1"]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("all-to-all")]
-    if done.returncode == 0 and lines:
-        return lines
-    return [f"all-to-all      FAILED with exit code {done.returncode}:", *done.stderr.strip().splitlines()[-15:]]
+        with RankPool(nproc, environment=environment, preload=(exchange.__module__,), start="spawn") as pool:
+            device, seconds = pool.run(exchange, mib, backend, timeout_s=_EXCHANGE_S)[0]
+    except RanksFailed as error:
+        return [f"all-to-all      FAILED: {error}", "try --ranks 2 --mib 1, or --no-exchange"]
+    leaving = mib * (nproc - 1) / nproc
+    return [
+        f"all-to-all      {nproc} ranks on {device}, {mib} MiB each: {seconds * 1e3:.1f} ms, "
+        f"{leaving / 1024 / seconds:.2f} GiB/s out of each rank"
+    ]
+
+
+def exchange(seat: Seat, mib: int, backend: str) -> tuple[str, float]:
+    """One rank of the check: kind of device, and median seconds of an all-to-all of `mib` MiB per rank.
+
+    Asserts that every block came from the right rank.
+    """
+    import torch
+
+    from parallel.mesh import collectives
+    from parallel.mesh.groups import meeting
+    from trainer.device import local_device
+
+    # A dense model and one sequence per rank: no number of ranks is refused for what the check does not use.
+    settings = ["parallel=data", "model.moe=dense", f"train.global_batch={seat.world}", f"parallel.backend={backend}"]
+    cfg = compose(settings, world=(seat.world, seat.world))
+    device = local_device(cfg)
+    with meeting(cfg.parallel, **seat._asdict()) as mesh:
+        sent = torch.full((seat.world, mib * 2**20 // 4 // seat.world), float(seat.rank), device=device)
+        received = collectives.all_to_all(sent, mesh.world)
+        expected = torch.arange(seat.world, dtype=torch.float32, device=device)
+        assert torch.equal(received[:, 0], expected), f"rank {seat.rank} received {received[:, 0].tolist()}"
+        seconds: list[float] = []
+        for _ in range(_ROUNDS):
+            collectives.barrier(mesh.world)
+            began = time.perf_counter()
+            collectives.all_to_all(sent, mesh.world)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+        return device.type, statistics.median(seconds)

@@ -13,6 +13,7 @@ from conf.errors import ConfigError, StudyError
 from measure.studies import grid
 from measure.studies.grid import Cell, run_grid
 from tests.measure.studies.tiny import TINY
+from trainer.run_dir import RunDir
 
 
 @cache
@@ -35,8 +36,8 @@ class FakeRun:
     alive = 0
     most_alive = 0
 
-    def __init__(self, one, out, *, ending="done", code=0, looks=2):
-        self.one, self.out, self.ending, self.code = one, out, ending, code
+    def __init__(self, overrides, log, *, ending="done", code=0, looks=2):
+        self.overrides, self.log, self.ending, self.code = overrides, log, ending, code
         self.looks, self.returncode, self.terminated = looks, None, False
         FakeRun.alive += 1
         FakeRun.most_alive = max(FakeRun.most_alive, FakeRun.alive)
@@ -50,11 +51,11 @@ class FakeRun:
     def _end(self):
         FakeRun.alive -= 1
         self.returncode = self.code
-        run, cfg = self.one.run(self.out), composed(self.one.arguments(self.out))
+        run, cfg = RunDir(root=self.log.with_suffix("")), composed(self.overrides)
         run.root.mkdir(parents=True, exist_ok=True)
         dump(cfg, run.config)
         run.status.write_text(json.dumps({"ending": self.ending, "step": cfg.train.steps}))
-        (self.out / f"{self.one.name}.log").write_text("line\nlast words\n")
+        self.log.write_text("line\nlast words\n")
 
     def terminate(self):
         self.terminated = True
@@ -77,13 +78,13 @@ def started(monkeypatch):
 
     log = Started()
 
-    def start(one, out):
-        log.append(one.name)
-        log.processes[one.name] = FakeRun(one, out, **log.how.get(one.name, {}))
-        return log.processes[one.name]
+    def start(overrides, file):
+        log.append(file.stem)
+        log.processes[file.stem] = FakeRun(overrides, file, **log.how.get(file.stem, {}))
+        return log.processes[file.stem]
 
     FakeRun.alive = FakeRun.most_alive = 0
-    monkeypatch.setattr(grid, "_start", start)
+    monkeypatch.setattr(grid, "train_in_background", start)
     monkeypatch.setattr(grid, "compose", composed)
     monkeypatch.setattr(grid, "_POLL_S", 0)
     return log

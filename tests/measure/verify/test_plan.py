@@ -17,7 +17,9 @@ def test_noise_and_losses_that_are_off_are_turned_on_and_told():
     for field in ("model.dropout", "moe.jitter", "moe.expert_dropout", "moe.aux_loss_weight", "moe.z_loss_weight"):
         assert field in told
     assert f"optim.epsilon={made.base.optim.epsilon:g} (was 1e-08)" in made.changes
-    assert {"optim.weight_decay=1 (was 0.01)", "optim.clip_norm=0.1 (was 1)"} <= set(made.changes)
+    assert {"model.ffn=gelu (was relu)", "optim.weight_decay=1 (was 0.01)", "optim.clip_norm=0.1 (was 1)"} <= set(
+        made.changes
+    )
 
 
 def test_what_would_not_show_is_turned_up():
@@ -35,9 +37,15 @@ def test_what_is_on_stays_as_it_is():
     assert not any(field in line for line in made.changes for field in ("model.dropout", "moe.jitter", "decay"))
 
 
+def test_relus_kink_is_left_out_but_where_rounding_is_too_small_to_cross_it():
+    assert plan("tp=1", overrides=("model.ffn=gated_gelu", "model.tie_embeddings=false")).base.model.ffn == "gated_gelu"
+    assert plan("tp=1").base.model.ffn == "gelu"
+    assert plan("tp=1", exact=True).base.model.ffn == "relu"
+
+
 def test_a_dense_model_gets_dropout_alone():
     assert [line.partition("=")[0] for line in plan("tp=2", overrides=("model.moe=dense",)).changes] == [
-        "model.dropout", "optim.epsilon", "optim.weight_decay", "optim.clip_norm",
+        "model.dropout", "model.ffn", "optim.epsilon", "optim.weight_decay", "optim.clip_norm",
     ]  # fmt: skip
 
 

@@ -1,15 +1,12 @@
 """The doctor reports; it does not fall over."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from conf.errors import ConfigError
+from conf.errors import ConfigError, RanksFailed
 from launch import cli
+from launch.ranks.child import Seat
 from tests.harness import run_ranks
-from trainer.commands import doctor, exchange_check
+from trainer.commands import doctor
 
 
 def test_versions_and_devices_are_listed(capsys):
@@ -19,35 +16,43 @@ def test_versions_and_devices_are_listed(capsys):
         assert word in out
 
 
+class Pool:
+    """In the place of a pool: notes what it is asked to run, and gives what it is told to."""
+
+    asked, gives = (), ("cpu", 0.5)
+
+    def __init__(self, size, **settings):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def run(self, function, *arguments, timeout_s):
+        Pool.asked = arguments
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return [self.gives, self.gives]
+
+
 def test_a_failed_exchange_is_told_with_its_last_words(monkeypatch, capsys):
-    def fail(command, **settings):
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr="rank 1: connection refused")
-
-    monkeypatch.setattr(doctor.subprocess, "run", fail)
+    monkeypatch.setattr(doctor, "RankPool", Pool)
+    monkeypatch.setattr(Pool, "gives", RanksFailed("rank 1 raised DistBackendError: connection refused"))
     assert cli.run(["doctor"]) == 1
-    assert "connection refused" in capsys.readouterr().out
-
-
-def test_a_hanging_exchange_is_told(monkeypatch):
-    def hang(command, *, timeout, **settings):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(doctor.subprocess, "run", hang)
-    assert "FAILED: not done after" in doctor.exchange_lines(2, 16)[0]
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed
+    assert "connection refused" in printed
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "nccl")])
 def test_ranks_take_gpus_only_where_there_is_one_for_each(monkeypatch, gpus, backend):
-    commands = []
-
-    def note(command, **settings):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0, stdout="all-to-all  fine", stderr="")
-
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    monkeypatch.setattr(doctor.subprocess, "run", note)
-    assert doctor.exchange_lines(2, 16) == ["all-to-all  fine"]
-    assert commands[0][-1] == backend
+    monkeypatch.setattr(doctor, "RankPool", Pool)
+    (line,) = doctor.exchange_lines(2, 1024)
+    assert "2 ranks on cpu, 1024 MiB each: 500.0 ms, 1.00 GiB/s" in line
+    assert Pool.asked == (1024, backend)
 
 
 def test_no_ranks_are_refused():
@@ -56,11 +61,11 @@ def test_no_ranks_are_refused():
             cli.run(["doctor", name, "0"])
 
 
-def _check(rank, world):
-    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    sys.argv = ["exchange_check", "1", "gloo"]
-    return exchange_check.main()
+def _check(rank, world, folder):
+    return doctor.exchange(Seat(rank, world, f"{folder}/store"), 1, "gloo")
 
 
-def test_any_number_of_ranks_exchanges():
-    assert run_ranks(_check, 3) == [0, 0, 0]
+def test_any_number_of_ranks_exchanges(tmp_path):
+    for device, seconds in run_ranks(_check, 3, str(tmp_path), backend=None):
+        assert device == "cpu"
+        assert 0 < seconds < 10
