@@ -27,6 +27,7 @@ SWITCH = {
 
 KINDS = {
     "t5": T5,
+    "t5_gelu": {**T5, "feed_forward_proj": "gelu_new"},
     "t5_gated_untied": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5_gated_tied_unscaled": {**T5, "feed_forward_proj": "gated-gelu", "scale_decoder_outputs": False},
     "switch": SWITCH,

@@ -40,6 +40,7 @@ SWITCH = {
 }  # fmt: skip
 CASES: dict[str, tuple[Kind, dict[str, Any], torch.dtype]] = {
     "t5": ("t5", SIZES, torch.float32),
+    "t5_gelu": ("t5", {**SIZES, "feed_forward_proj": "gelu_new"}, torch.float32),
     "t5_gated_untied": (
         "t5",
         {**SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},

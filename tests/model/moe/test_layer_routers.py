@@ -147,13 +147,14 @@ def test_gates_of_bf16_layers_are_rounded_where_the_reference_rounds_them(defect
     torch.testing.assert_close(y, rounded if defects == "reproduced" else whole, rtol=0, atol=0)
 
 
-def test_gated_experts_have_the_tanh_form_of_gelu():
-    layer = build_layer(Variant(ffn="gated_gelu"))
+@pytest.mark.parametrize("ffn", ["gelu", "gated_gelu"])
+def test_experts_have_the_tanh_form_of_gelu(ffn):
+    layer = build_layer(Variant(ffn=ffn))
     x = torch.linspace(-3, 3, 4 * 2 * 6, dtype=torch.float64).view(4, 2, 6)
     bank = layer.experts
-    inner = x @ bank.wi_0
+    inner = x @ (bank.wi_0 if ffn == "gated_gelu" else bank.wi)
     gelu = 0.5 * inner * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (inner + 0.044715 * inner**3)))
-    want = (gelu * (x @ bank.wi_1)) @ bank.wo
+    want = (gelu * (x @ bank.wi_1) if ffn == "gated_gelu" else gelu) @ bank.wo
     torch.testing.assert_close(bank(x, capacity=2, noise=None), want, rtol=1e-12, atol=1e-12)
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 
-from model.t5.feed_forward import GatedGeluFeedForward, ReluFeedForward
+from model.t5.feed_forward import GatedGeluFeedForward, PlainFeedForward
 from parallel.layers.plain import PlainLayers
 from tests.model.t5.build import MODEL
 
@@ -13,17 +15,18 @@ def gelu_new(x: float) -> float:
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def test_relu() -> None:
-    layer = ReluFeedForward(MODEL, name="test", layers=PlainLayers()).double()
+@pytest.mark.parametrize(("ffn", "activation"), [("relu", lambda x: max(0.0, x)), ("gelu", gelu_new)])
+def test_without_a_gate(ffn, activation) -> None:
+    layer = PlainFeedForward(replace(MODEL, ffn=ffn), name="test", layers=PlainLayers()).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x_D = torch.randn(MODEL.d_model, dtype=torch.float64)
-    hidden_F = torch.tensor([max(0.0, (row @ x_D).item()) for row in layer.wi.weight], dtype=torch.float64)
+    hidden_F = torch.tensor([activation((row @ x_D).item()) for row in layer.wi.weight], dtype=torch.float64)
     assert torch.allclose(layer(x_D[None, None], None)[0, 0], layer.wo.weight @ hidden_F, rtol=0, atol=1e-10)
 
 
 def test_gated_gelu() -> None:
-    layer = GatedGeluFeedForward(MODEL, name="test", layers=PlainLayers()).double()
+    layer = GatedGeluFeedForward(replace(MODEL, ffn="gated_gelu"), name="test", layers=PlainLayers()).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x_D = torch.randn(MODEL.d_model, dtype=torch.float64)
