@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from conf.errors import PointsmanError
 from launch.process import die_with_parent
 
 
@@ -80,7 +81,7 @@ def _answer(call: bytes) -> tuple[Answer, bytes]:
         return answer, pickle.dumps(answer)
     except Exception as error:
         traceback.print_exc()
-        where = "".join(traceback.format_tb(error.__traceback__))
+        where = "" if isinstance(error, PointsmanError) else "".join(traceback.format_tb(error.__traceback__))
         failed = Answer(failure=f"raised {type(error).__name__}: {error}", detail=where)
         return failed, pickle.dumps(failed)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -61,16 +61,10 @@ def init_groups(
 def meeting(parallel: ParallelConfig, *, rank: int, world: int, store: str) -> Iterator[Mesh]:
     """The groups of `world` ranks that meet in a new file `store` instead of at an address; taken down at the end.
 
-    For processes that meet more than once. The backend is the configured one.
+    For processes that meet more than once. Raises as `init_groups`.
     """
-    backend = parallel.backend if parallel.backend != "auto" else ("nccl" if torch.cuda.is_available() else "gloo")
-    dist.init_process_group(
-        backend,
-        init_method=f"file://{os.path.abspath(store)}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=parallel.timeout_s),
-    )
+    wanted, where = None if parallel.backend == "auto" else parallel.backend, f"file://{os.path.abspath(store)}"
+    _init_default(wanted, parallel.timeout_s, init_method=where, rank=rank, world_size=world)
     try:
         yield init_groups(parallel)
     finally:
@@ -106,7 +100,7 @@ def _init_fake(world: int | None, rank: int | None) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
 
 
-def _init_default(wanted: str | None, timeout_s: float) -> None:
+def _init_default(wanted: str | None, timeout_s: float, **where: Any) -> None:
     backend = wanted or ("nccl" if torch.cuda.is_available() else "gloo")
     if backend == "nccl":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -118,7 +112,7 @@ def _init_default(wanted: str | None, timeout_s: float) -> None:
                 + "parallel.backend=gloo"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **where)
 
 
 def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> Mesh:

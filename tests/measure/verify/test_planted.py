@@ -18,7 +18,9 @@ from tests.measure.verify.tiny import Planted, plan, run
 
 def no_sum_in_backward(job):
     """Of what enters a column-parallel layer, the gradient stays that of this tensor rank."""
-    return patch.object(parallel.mesh.collectives._CopyTo, "backward", staticmethod(lambda ctx, *grads: (grads[0], None)))
+    return patch.object(
+        parallel.mesh.collectives._CopyTo, "backward", staticmethod(lambda ctx, *grads: (grads[0], None))
+    )
 
 
 def router_gradient_of_one_rank(job):
