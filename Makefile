@@ -12,7 +12,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: setup train test test-slow test-hf test-gpu bench lint format typecheck clean
+.PHONY: setup train test test-slow test-hf test-gpu bench fields lint format typecheck clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,10 @@ bench: $(STAMP)
 	$(BIN)/pointsman bench layer router model.d_model=512 model.d_ff=2048 $(ARGS) --markdown benchmarks/layer.md
 	$(BIN)/pointsman bench step subnormals $(ARGS) --markdown benchmarks/step.md
 	$(BIN)/pointsman bench exchange model.d_model=512 $(ARGS) --markdown benchmarks/exchange.md
+
+# The page of all settings, from the comments in conf/schema.py.
+fields: $(STAMP)
+	$(BIN)/python -m launch.cli config --fields --markdown docs/fields.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

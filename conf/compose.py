@@ -44,6 +44,11 @@ def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -
     return resolve(cfg)
 
 
+def tree_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """What presets and `overrides` say, as nested dictionaries: neither checked nor with what is derived filled in."""
+    return _tree(read_overrides(overrides), None)
+
+
 def _tree(read: Overrides, world: tuple[int, int] | None) -> Any:
     started: tuple[str, ...] = ()
     if world is not None:

@@ -30,24 +30,24 @@ LauncherName = Literal["local", "slurm"]
 class ModelConfig:
     """A T5 encoder-decoder (arXiv 1910.10683); which feed-forward layers are expert banks is in `MoeConfig`."""
 
-    preset: str
+    preset: str  # the file of conf/model/ that the sizes are from; a run's default name starts with it
     moe: MoeKind  # "dense" replaces every expert bank by one feed-forward layer of the same shape (FLOP-matched twin)
     vocab_size: int  # ids the model knows; padded to a multiple of 128 whatever the layout, padding logits masked
-    d_model: int
-    d_ff: int
+    d_model: int  # width of embeddings and of the residual stream
+    d_ff: int  # width inside a feed-forward layer, of each expert too
     d_kv: int  # width of one attention head
-    num_heads: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    ffn: Ffn
+    num_heads: int  # of every attention layer
+    num_encoder_layers: int  # layers of the encoder
+    num_decoder_layers: int  # layers of the decoder
+    ffn: Ffn  # activation of feed-forward layers and experts; gated_gelu is that of T5 v1.1
     tie_embeddings: bool  # tied: logits = decoder output @ embedding.T; untied: own output matrix
     share_embeddings: bool  # one embedding for both stacks; false, untied only: one each, as in transformers 5's Switch
     logit_scale: LogitScale | None  # width: decoder output * d_model**-0.5 before the logits; None: width if tied
-    relative_buckets: int
-    relative_max_distance: int
+    relative_buckets: int  # position biases of an attention head, near and far together (T5)
+    relative_max_distance: int  # tokens, from which on all distances share a bucket
     dropout: float  # residual, embedding and feed-forward dropout
     attention_dropout: float  # on attention weights; above 0 takes the unfused path
-    norm_epsilon: float
+    norm_epsilon: float  # added to the mean square in RMS norms
     init_scale: float  # variance scale s of sqrt(s / fan_in); the Switch paper uses 0.1
 
 
@@ -55,7 +55,7 @@ class ModelConfig:
 class MoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
-    semantics: SemanticsName
+    semantics: SemanticsName  # whose rules of grouping, capacity, dropping and initialisation hold: docs/routing.md
     router: RouterName  # which ones a semantics defines: docs/routing.md
     decoder_router: RouterName | None  # None: `router`, but switch where that looks ahead (expert_choice, switch_max)
     top_k: int | None  # choices a token may try; None: 1 (switch, switch_max), 2 (top_2), 4 (ntlb)
@@ -65,15 +65,15 @@ class MoeConfig:
     padding: PaddingName  # ignored, downweighted: flaxformer's masked and scatter router with ignored padding
     defects: DefectsName  # reproduced: the reference to the letter; mended: without the defects docs/routing.md lists
     router_precision: RouterPrecision  # activation: product, jitter, softmax, arg max and gate as train.precision says
-    num_experts: int
+    num_experts: int  # experts of one layer
     sparse_every: int  # every how many layers one holds experts (0: none); which: by the rule of the semantics
     decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every
-    capacity_factor: float  # training
-    eval_capacity_factor: float
-    min_expert_capacity: int
+    capacity_factor: float  # slots of all experts per token of a group, in training
+    eval_capacity_factor: float  # capacity_factor in evaluation
+    min_expert_capacity: int  # slots of an expert in one group, at least; under hf the slots themselves
     group_sequences: int | None  # whole sequences per routing group; None: by the rule of the semantics
     jitter: float  # router input multiplied by U(1-jitter, 1+jitter) in training
-    aux_loss_weight: float
+    aux_loss_weight: float  # of the load-balancing loss (the paper: 0.01)
     z_loss_weight: float  # under mesh_tf its effective weight is z_loss_weight * aux_loss_weight
     expert_dropout: float  # inside experts, instead of model.dropout (the paper fine-tunes with 0.4)
 
@@ -82,16 +82,16 @@ class MoeConfig:
 class DataConfig:
     """Where text comes from and how it becomes encoder-decoder pairs (T5 span corruption)."""
 
-    source: str  # a row of conf.sources
+    source: str  # where documents come from; a row of conf.sources
     files: tuple[str, ...]  # source=text: globs of text, JSON, Parquet or Arrow; source=shards: directories
     validation_files: tuple[str, ...]  # empty: `validation_fraction` of the documents, chosen by hash
-    validation_fraction: float
-    text_field: str
+    validation_fraction: float  # of the documents, held out
+    text_field: str  # of JSONL, Parquet, Arrow and hub records
     hub_path: str | None  # source=hub: dataset name, e.g. allenai/c4
     hub_name: str | None  # dataset configuration, e.g. en
     hub_revision: str | None  # commit of the dataset
-    hub_split: str
-    hub_validation_split: str | None
+    hub_split: str  # which split of the dataset trains
+    hub_validation_split: str | None  # source=hub; None: documents held out of the training split
     hub_files: tuple[str, ...]  # local files read through the same streaming code
     stream_lanes: int  # source=hub: fixed number of independent document streams; dp must divide it
     stream_window: int  # source=hub: windows shuffled together
@@ -101,8 +101,8 @@ class DataConfig:
     sentinels: int  # <extra_id_0> .. ; ids count down from the end of the vocabulary
     encoder_length: int  # tokens after corruption, with EOS
     decoder_length: int | None  # None: what encoder_length implies (T5: 512 -> 114)
-    noise_density: float
-    mean_span_length: float
+    noise_density: float  # share of the tokens that is masked (T5: 0.15)
+    mean_span_length: float  # tokens of a masked span, on average (T5: 3)
     packing: PackingName  # concat: windows run across documents as in T5; document: windows are padded
     seed: int  # data order and spans; independent of the model's seed
     workers: int  # background processes per rank that corrupt (and, for streams, tokenize) ahead of the step
@@ -114,11 +114,11 @@ class DataConfig:
 class ParallelConfig:
     """How ranks share the work. world = tp * dp; experts: world = etp * ep * edp."""
 
-    tp: int
-    ep: int
+    tp: int  # tensor parallelism: ranks that share every matrix
+    ep: int  # expert parallelism: ranks that share the experts of a layer; null: the most that dp and experts allow
     etp: int | None  # tensor shards of one expert: tp or 1; None: tp
-    zero: Literal[0, 1, 2]
-    backend: Literal["auto", "gloo", "nccl"]
+    zero: Literal[0, 1, 2]  # ZeRO stage: over dp are sharded 0 nothing, 1 optimizer states, 2 gradients as well
+    backend: Literal["auto", "gloo", "nccl"]  # of collectives; auto: nccl with GPUs, else gloo
     timeout_s: float  # of one collective
 
 
@@ -126,9 +126,9 @@ class ParallelConfig:
 class OptimConfig:
     """Optimizer; the learning rate comes from `ScheduleConfig`."""
 
-    name: str  # a row of conf.optimizers
-    beta1: float  # AdamW; 0 with Adafactor, which keeps no first moment
-    beta2: float  # AdamW
+    name: str  # which optimizer; a row of conf.optimizers
+    beta1: float  # AdamW: decay of the first moment; 0 with Adafactor, which keeps none
+    beta2: float  # AdamW: decay of the second moment
     epsilon: float  # AdamW: added to the root of the second moment; Adafactor: to squared gradients
     weight_decay: float  # decoupled; not on norms
     decay_rate: float  # Adafactor: second-moment decay exponent (paper 0.8)
@@ -141,7 +141,7 @@ class OptimConfig:
 class ScheduleConfig:
     """Learning rate as a function of the step."""
 
-    name: ScheduleName
+    name: ScheduleName  # shape after a linear warm-up; wsd: warm-up, stable, decay
     lr: float  # peak; for rsqrt the value at the end of warm-up
     warmup_steps: int | None  # None: a tenth of the run, 10,000 at most
     min_lr_ratio: float  # floor of cosine, linear and wsd, as a share of lr
@@ -156,13 +156,13 @@ class TrainConfig:
     tokens: int | None  # real encoder + target tokens
     global_batch: int  # sequences per optimizer step over all ranks and micro-batches
     accumulation: int  # micro-batches per step; a rank's micro-batch is global_batch / dp / accumulation sequences
-    precision: Precision
-    activation_checkpointing: bool
-    log_every: int
+    precision: Precision  # bf16: bf16 weights and activations, fp32 masters, fp32 router as moe.router_precision says
+    activation_checkpointing: bool  # compute a block again in its backward pass instead of keeping activations
+    log_every: int  # steps between lines of metrics.jsonl
     eval_every: int | None  # steps; None: a tenth of the run; 0: only first and last
     eval_batches: int  # global batches per evaluation
     save_every: int | None  # steps; None: a quarter of the run; 0: only last
-    keep_last: int
+    keep_last: int  # checkpoints kept
     keep_every: int | None  # additionally keep every checkpoint whose step is a multiple of this
     resume: Literal["auto", "never", "required"]  # never: refuse a folder with checkpoints, but for a restart
     allow_data_change: bool  # go on (or start from weights) although text or tokenizer are not the checkpoint's
@@ -174,28 +174,28 @@ class TrainConfig:
 class LoggingConfig:
     """What is written where; `metrics.jsonl` is always complete."""
 
-    wandb: Literal["auto", "offline", "online", "off"]
-    wandb_project: str
-    wandb_entity: str | None
-    progress: Literal["auto", "live", "plain", "off"]
+    wandb: Literal["auto", "offline", "online", "off"]  # auto: online with a key and a network, else offline
+    wandb_project: str  # of Weights & Biases
+    wandb_entity: str | None  # team or user of Weights & Biases; None: the key's own
+    progress: Literal["auto", "live", "plain", "off"]  # auto: live on a terminal, else plain lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchConfig:
     """How processes start."""
 
-    launcher: LauncherName
+    launcher: LauncherName  # local starts the ranks here, slurm submits a job
     nproc: int  # ranks per node
-    nodes: int
+    nodes: int  # machines
     threads_per_rank: int | None  # CPU threads; None: cores / nproc
     rdzv_endpoint: str | None  # host:port of the c10d rendezvous; None: this machine, free port
-    max_restarts: int
-    slurm_partition: str | None
-    slurm_account: str | None
-    slurm_time: str
-    slurm_gpus_per_node: int | None
-    slurm_cpus_per_task: int | None
-    slurm_container: str | None
+    max_restarts: int  # times that all ranks are started again after one failed
+    slurm_partition: str | None  # of the job; None: the cluster's default
+    slurm_account: str | None  # to be charged; None: the user's default
+    slurm_time: str  # limit of the job, such as 24:00:00 or 2-12:00:00
+    slurm_gpus_per_node: int | None  # GPUs asked for; None: none
+    slurm_cpus_per_task: int | None  # cores asked for on a node; None: one for each rank
+    slurm_container: str | None  # image for srun --container-image; None: no container
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,8 +203,8 @@ class RunConfig:
     """One run."""
 
     name: str | None  # folder below runs_dir; None: the model's preset and the time
-    runs_dir: str
-    seed: int
+    runs_dir: str  # folder of all runs
+    seed: int  # of weights, dropout and jitter; the data have their own
     model: ModelConfig
     moe: MoeConfig
     data: DataConfig

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 from click.shell_completion import CompletionItem
 
-from conf.reading.fields import leaf_types, without_none
+from conf.reading.fields import leaf_types
+from conf.reading.meanings import choices, meanings
 from conf.reading.presets import groups, presets
 
 RUNS = Path("runs")
@@ -38,8 +38,10 @@ def complete_override(incomplete: str) -> list[CompletionItem]:
     """Keys that start so, ending in `=`; behind a key its values. Whole sections until a point is typed."""
     key, equals, value = incomplete.partition("=")
     if equals:
-        values = presets(key) if key in groups() else _values(leaf_types().get(key))
-        if not values and key in leaf_types():
+        if key not in groups() and key not in leaf_types():
+            return []
+        values = presets(key) if key in groups() else choices(key)
+        if not values:
             return [CompletionItem(value, type="file")]  # most texts are; numbers nobody completes
         return [CompletionItem(f"{key}={each}") for each in values if each.startswith(value)]
     section = incomplete.rpartition(".")[0]
@@ -49,8 +51,6 @@ def complete_override(incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(key) for key in keys if key.startswith(incomplete)]
 
 
-def _values(kind: Any) -> tuple[str, ...]:
-    bare, optional = without_none(kind)
-    values = (True, False) if bare is bool else get_args(bare) if get_origin(bare) is Literal else ()
-    texts = tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
-    return (*texts, "null") if texts and optional else texts
+def complete_field(incomplete: str) -> list[CompletionItem]:
+    """Fields and sections that start so, with their meanings."""
+    return [CompletionItem(path, help=text) for path, text in meanings().items() if path.startswith(incomplete)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 
 from conf.reading.presets import groups, presets
 from launch.commands.table import COMMANDS
@@ -41,15 +41,10 @@ Exit codes: 0 done, 1 what was measured or checked failed, 2 something you can m
 
 def presets_table() -> str:
     """The groups with their presets, one group a line, wrapped."""
-    return "\n".join(_wrapped(f"  {group}=", sorted(presets(group), key=_natural)) for group in groups())
+    return "\n".join(_wrapped(f"  {group}=", presets(group)) for group in groups())
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts base_8 before base_16."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _wrapped(head: str, names: list[str], *, width: int = 110) -> str:
+def _wrapped(head: str, names: Sequence[str], *, width: int = 110) -> str:
     lines, line = [], head.ljust(12)
     for name in names:
         if len(line) + len(name) > width:
