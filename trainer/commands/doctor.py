@@ -9,7 +9,6 @@ import shutil
 import statistics
 import time
 
-from conf.compose import compose
 from conf.errors import RanksFailed
 from launch.commands.kinds import define
 from launch.commands.parameters import COUNT, option
@@ -112,6 +111,7 @@ def exchange(seat: Seat, mib: int, backend: str) -> tuple[str, float]:
     """
     import torch
 
+    from conf.compose import compose
     from parallel.mesh import collectives
     from parallel.mesh.groups import meeting
     from trainer.device import local_device
