@@ -23,7 +23,6 @@ ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
 PackingName = Literal["concat", "document"]
-LauncherName = Literal["local", "slurm"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +183,7 @@ class LoggingConfig:
 class LaunchConfig:
     """How processes start."""
 
-    launcher: LauncherName  # local starts the ranks here, slurm submits a job
+    launcher: str  # who starts the ranks; a row of conf.launchers: local starts them here, slurm submits a job
     nproc: int  # ranks per node
     nodes: int  # machines
     threads_per_rank: int | None  # CPU threads; None: cores / nproc

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from conf.schema import LaunchConfig
+from conf.errors import ConfigError
+from conf.schema import LaunchConfig, RunConfig
+from launch.naming import with_name
 from launch.process import BOUND_VARIABLE
 from launch.ranks.environment import clean_environment
 from launch.torchrun import TRAINER, rank_environment, rendezvous_of, torchrun_arguments
@@ -56,6 +58,20 @@ def plan(
     return Start(
         command=(sys.executable, "-m", "launch.agent", *arguments), environment={**env, LOG_DIR_VARIABLE: log_dir}
     )
+
+
+def start(cfg: RunConfig, overrides: Sequence[str]) -> NoReturn:
+    """Become the ranks of this machine.
+
+    Raises:
+        ConfigError: restarts on several nodes without a name, by which restarted ranks would find the run.
+    """
+    if cfg.launch.max_restarts:
+        if cfg.name is None and cfg.launch.nodes > 1:
+            needs = "a name, the same on every node, by which restarted ranks find the run's checkpoints"
+            raise ConfigError("name", got=None, needs=needs, hint="name=first")
+        cfg, overrides = with_name(overrides, cfg)
+    become(plan(cfg.launch, overrides, run_name=cfg.name, environment=os.environ))
 
 
 def become(start: Start) -> NoReturn:

@@ -47,10 +47,15 @@ def command(overrides: tuple[str, ...], write: Path | None, submit: bool) -> int
     """Write or submit the Slurm batch script of a run."""
     if write is not None and submit:
         raise ConfigError("--write", got="--submit as well", needs="one of the two", hint="--submit alone")
-    return start(overrides, write=write, submitted=submit)
+    return script_of_run(overrides, write=write, submitted=submit)
 
 
-def start(overrides: Sequence[str], *, write: Path | None = None, submitted: bool = False) -> int:
+def start(cfg: RunConfig, overrides: Sequence[str]) -> int:
+    """Submit the run; sbatch's exit code."""
+    return script_of_run(overrides, submitted=True)
+
+
+def script_of_run(overrides: Sequence[str], *, write: Path | None = None, submitted: bool = False) -> int:
     """Print the script, write it or submit it; launch=slurm unless another launch preset is named. The exit code."""
     from conf.compose import compose
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from conf.errors import ConfigError
+from conf.launchers import LAUNCHERS
 from conf.optimizers import OPTIMIZERS
 from conf.routing.settings import check_router
 from conf.rules.data import check_data
@@ -128,6 +129,7 @@ def check_logging(logging: LoggingConfig) -> Problems:
 
 def check_launch(launch: LaunchConfig) -> Problems:
     """Counts of processes, the rendezvous, the time limit."""
+    yield from one_of("launch.launcher", launch.launcher, LAUNCHERS)
     for name in ("nproc", "nodes"):
         yield from at_least(f"launch.{name}", getattr(launch, name), 1)
     for name in ("threads_per_rank", "slurm_gpus_per_node", "slurm_cpus_per_task"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 from collections.abc import Sequence
 
-from conf.errors import ConfigError
 from launch.commands.kinds import define
 from launch.commands.parameters import takes_overrides
 
@@ -32,17 +31,9 @@ def command(overrides: tuple[str, ...]) -> int:
 
 
 def train(overrides: Sequence[str]) -> int:
-    """Become the run that `overrides` describe; returns only where Slurm has taken it."""
+    """Hand the run that `overrides` describe to its launcher; returns only where that has submitted it."""
     from conf.compose import compose
-    from launch import local, slurm
-    from launch.naming import with_name
+    from conf.launchers import LAUNCHERS
 
     cfg = compose(overrides)
-    if cfg.launch.launcher == "slurm":
-        return slurm.start(overrides, submitted=True)
-    if cfg.launch.max_restarts:
-        if cfg.name is None and cfg.launch.nodes > 1:
-            needs = "a name, the same on every node, by which restarted ranks find the run's checkpoints"
-            raise ConfigError("name", got=None, needs=needs, hint="name=first")
-        cfg, overrides = with_name(overrides, cfg)
-    return local.become(local.plan(cfg.launch, overrides, run_name=cfg.name, environment=os.environ))
+    return importlib.import_module(LAUNCHERS[cfg.launch.launcher]).start(cfg, overrides)

@@ -20,7 +20,7 @@ from conf.errors import SetupError
 from conf.schema import RunConfig
 from launch import cli
 from launch.local import free_port
-from launch.slurm import batch_script, start, submit
+from launch.slurm import batch_script, script_of_run, submit
 
 STANDIN = "tests.launch.standin"
 ONE_NODE = Path(__file__).with_name("slurm_one_node.sh")
@@ -118,7 +118,7 @@ def test_container_runs_the_images_python_with_the_run_folder_mounted(tmp_path: 
 
 
 def test_a_requeued_job_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start([f"runs_dir={tmp_path}"], write=tmp_path / "job.sbatch") == 0
+    assert script_of_run([f"runs_dir={tmp_path}"], write=tmp_path / "job.sbatch") == 0
     script = (tmp_path / "job.sbatch").read_text()
     name = next(line for line in script.splitlines() if "--job-name=pointsman-" in line).split("pointsman-")[1]
     assert f"name={name}" in script.split("trainer.main")[1]
@@ -130,7 +130,7 @@ def test_a_job_asks_for_gpus_and_restarts_unless_told_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["name=big", f"runs_dir={tmp_path}"]
-    assert start(["launch.nproc=4", *run]) == 0
+    assert script_of_run(["launch.nproc=4", *run]) == 0
     script = capsys.readouterr().out
     assert "#SBATCH --gpus-per-node=4" in script
     assert "--max-restarts=3" in script
