@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.derived.derive import resolve
 from conf.errors import ConfigError
 from conf.machine import local_ranks
 from conf.reading.convert import to_config, to_dict
@@ -37,11 +36,10 @@ def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -
     and launch.nodes. Raises `ConfigError` (also when the user set launch.* to something else) or `ConfigErrors`.
     """
     read = read_overrides(overrides)
-    cfg = to_config(_tree(read, world))
+    raw = to_config(_tree(read, world))
     if world is not None:
-        check_world(cfg, world[0])
-    validate(cfg)
-    return resolve(cfg)
+        check_world(raw, world[0])
+    return validate(raw)
 
 
 def tree_of(overrides: Sequence[str]) -> dict[str, Any]:
@@ -121,9 +119,7 @@ def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunC
 
 def restore(tree: Mapping[Any, Any], *, origin: str) -> RunConfig:
     """The configuration of which `written` made `tree`, whatever release did; `origin` is where it comes from."""
-    cfg = to_config(modern(tree, origin=origin))
-    validate(cfg, files="unchecked")
-    return resolve(cfg)
+    return validate(to_config(modern(tree, origin=origin)), files="unchecked")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:

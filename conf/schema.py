@@ -2,7 +2,8 @@
 
 YAML is composed by Hydra (`conf.compose`), converted strictly into these classes and checked (`conf.rules.validate`)
 before torch is imported. Defaults live in the YAML groups beside this file, not here: a field without a value there is
-an error. `None` always means "derived"; what it is derived from is said at the field.
+an error. A `Raw...Config` is a section as it was asked for, where `None` may stand for "derived" (what from is said at
+the field); `conf.derived.derive.resolve` makes the `...Config` of it, in whose type those fields are never `None`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PackingName = Literal["concat", "document"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
+class RawModelConfig:
     """A T5 encoder-decoder (arXiv 1910.10683); which feed-forward layers are expert banks is in `MoeConfig`."""
 
     preset: str  # the file of conf/model/ that the sizes are from; a run's default name starts with it
@@ -51,7 +52,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MoeConfig:
+class RawMoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
     semantics: SemanticsName  # whose rules of grouping, capacity, dropping and initialisation hold: docs/routing.md
@@ -78,7 +79,7 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
+class RawDataConfig:
     """Where text comes from and how it becomes encoder-decoder pairs (T5 span corruption)."""
 
     source: str  # where documents come from; a row of conf.sources
@@ -110,7 +111,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParallelConfig:
+class RawParallelConfig:
     """How ranks share the work. world = tp * dp; experts: world = etp * ep * edp."""
 
     tp: int  # tensor parallelism: ranks that share every matrix
@@ -137,7 +138,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScheduleConfig:
+class RawScheduleConfig:
     """Learning rate as a function of the step."""
 
     name: ScheduleName  # shape after a linear warm-up; wsd: warm-up, stable, decay
@@ -148,7 +149,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class RawTrainConfig:
     """The loop: how long, how large, how precise, when to evaluate and save."""
 
     steps: int | None  # optimizer steps; this or `tokens` (whichever ends first when both are set)
@@ -198,18 +199,74 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """One run."""
+class RawRunConfig:
+    """One run as it was asked for: what is derived may be None."""
 
     name: str | None  # folder below runs_dir; None: the model's preset and the time
     runs_dir: str  # folder of all runs
     seed: int  # of weights, dropout and jitter; the data have their own
+    model: RawModelConfig
+    moe: RawMoeConfig
+    data: RawDataConfig
+    parallel: RawParallelConfig
+    optim: OptimConfig
+    schedule: RawScheduleConfig
+    train: RawTrainConfig
+    logging: LoggingConfig
+    launch: LaunchConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(RawModelConfig):
+    """The section with its derived fields filled."""
+
+    logit_scale: LogitScale
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoeConfig(RawMoeConfig):
+    """The section with its derived fields filled."""
+
+    decoder_sparse_every: int
+    group_sequences: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(RawDataConfig):
+    """The section with its derived fields filled."""
+
+    decoder_length: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig(RawParallelConfig):
+    """The section with its derived fields filled."""
+
+    etp: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig(RawScheduleConfig):
+    """The section with its derived fields filled."""
+
+    warmup_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(RawTrainConfig):
+    """The section with its derived fields filled."""
+
+    eval_every: int
+    save_every: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(RawRunConfig):
+    """One run with every derived field filled: what all but the rules of `conf` reads."""
+
     model: ModelConfig
     moe: MoeConfig
     data: DataConfig
     parallel: ParallelConfig
-    optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig
-    logging: LoggingConfig
-    launch: LaunchConfig

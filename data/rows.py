@@ -143,7 +143,7 @@ def _make(
         noise_density=data.noise_density,
         mean_span_length=data.mean_span_length,
         encoder_length=data.encoder_length,
-        decoder_length=data.decoder_length or span_lengths(data).targets,
+        decoder_length=data.decoder_length,
         vocab_size=corpus.tokenizer.size,
         seed=data.seed,
     )

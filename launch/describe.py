@@ -77,19 +77,18 @@ def _data_facts(cfg: RunConfig) -> Facts:
 
 def _stacks(cfg: RunConfig) -> tuple[tuple[Stack, int, int], ...]:
     """Name, length and number of layers of each stack."""
-    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
     return (
         ("encoder", cfg.data.encoder_length, cfg.model.num_encoder_layers),
-        ("decoder", decoder_length, cfg.model.num_decoder_layers),
+        ("decoder", cfg.data.decoder_length, cfg.model.num_decoder_layers),
     )
 
 
 def _routing_facts(cfg: RunConfig) -> Facts:
     if cfg.model.moe == "dense":
         return []
-    facts: Facts = [("routing group", f"{_group(cfg)} whole sequences, at every layout")]
+    facts: Facts = [("routing group", f"{cfg.moe.group_sequences} whole sequences, at every layout")]
     for name, length, layers in _stacks(cfg):
-        tokens = _group(cfg) * length
+        tokens = cfg.moe.group_sequences * length
         train = expert_capacity(cfg.moe, tokens, train=True)
         evaluation = expert_capacity(cfg.moe, tokens, train=False)
         slots = slots_per_token(cfg.moe, tokens, train=True)
@@ -104,23 +103,18 @@ def _routing_facts(cfg: RunConfig) -> Facts:
     return facts
 
 
-def _group(cfg: RunConfig) -> int:
-    group = cfg.moe.group_sequences
-    assert group is not None, "describe wants a resolved configuration"
-    return group
-
-
 def _warnings(cfg: RunConfig) -> list[str]:
     """Where the minimum capacity makes experts compute far more rows than tokens."""
     if cfg.model.moe == "dense":
         return []
     lines = []
     for name, length, _ in _stacks(cfg):
-        slots = slots_per_token(cfg.moe, _group(cfg) * length, train=True)
+        tokens = cfg.moe.group_sequences * length
+        slots = slots_per_token(cfg.moe, tokens, train=True)
         if slots > 2 * cfg.moe.capacity_factor:
             lines.append(
                 f"# Warning: {name} experts compute {slots:.1f} rows per token, because every expert has at least "
-                f"{expert_capacity(cfg.moe, _group(cfg) * length, train=True)} slots; larger groups cost less: try "
-                f"moe.group_sequences={_group(cfg) * 2} or more."
+                f"{expert_capacity(cfg.moe, tokens, train=True)} slots; larger groups cost less: try "
+                f"moe.group_sequences={cfg.moe.group_sequences * 2} or more."
             )
     return lines

@@ -159,5 +159,5 @@ def evaluates_at(train: TrainConfig, state: TrainState) -> bool:
     return state.step == 0 or _due(state.step, train.eval_every) or finished(train, state)
 
 
-def _due(step: int, every: int | None) -> bool:
-    return bool(every) and step % every == 0
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -16,7 +16,7 @@ from conf.schema import ScheduleConfig
 def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     """Rate of update `step` (from 1) of a run of `total_steps`."""
     assert step >= 1, f"steps count from 1, got {step}"
-    warmup = _warmup(cfg)
+    warmup = cfg.warmup_steps
     if step < warmup:
         return cfg.lr * step / warmup
     return cfg.lr * _SHAPES[cfg.name](cfg, step, total_steps)
@@ -24,7 +24,7 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
 
 def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     # T5 holds 1/sqrt(warmup) and then follows 1/sqrt(step); scaled here so that the value at the end of warm-up is lr
-    return math.sqrt(max(_warmup(cfg), 1) / step)
+    return math.sqrt(max(cfg.warmup_steps, 1) / step)
 
 
 def _constant(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
@@ -32,16 +32,16 @@ def _constant(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
 
 
 def _cosine(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
-    done = _progress(cfg, step, _warmup(cfg), total_steps)
+    done = _progress(cfg, step, cfg.warmup_steps, total_steps)
     return _towards_floor(cfg, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _linear(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
-    return _towards_floor(cfg, 1 - _progress(cfg, step, _warmup(cfg), total_steps))
+    return _towards_floor(cfg, 1 - _progress(cfg, step, cfg.warmup_steps, total_steps))
 
 
 def _wsd(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
-    decay_start = max(_warmup(cfg), total_steps - round(total_steps * cfg.decay_fraction))
+    decay_start = max(cfg.warmup_steps, total_steps - round(total_steps * cfg.decay_fraction))
     return _towards_floor(cfg, 1 - _progress(cfg, step, decay_start, total_steps))
 
 
@@ -52,11 +52,6 @@ def _progress(cfg: ScheduleConfig, step: int, start: int, total_steps: int) -> f
 
 def _towards_floor(cfg: ScheduleConfig, height: float) -> float:
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * height
-
-
-def _warmup(cfg: ScheduleConfig) -> int:
-    assert cfg.warmup_steps is not None, "resolve fills it"
-    return cfg.warmup_steps
 
 
 _SHAPES: dict[str, Callable[[ScheduleConfig, int, int], float]] = {

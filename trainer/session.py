@@ -125,5 +125,5 @@ def build_session(cfg: RunConfig, mesh: Mesh, run: RunDir, corpus: Corpus, store
         store=store,
         log=RunLog(run, cfg, is_main=False),
         shards=shards,
-        total_steps=planned_steps(cfg),
+        total_steps=planned_steps(cfg.train, cfg.data),
     )

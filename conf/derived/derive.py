@@ -1,35 +1,37 @@
-"""Quantities that follow from a configuration by arithmetic, and `resolve`, which fills every derived field once.
-
-After `resolve` no field that says "None: ..." in the schema is `None`, except those that mean "absent"; everything
-downstream, the checkpoint included, sees the same numbers.
-"""
+"""`resolve` fills every derived field of a configuration once; everything downstream sees the same numbers."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from conf.derived.groups import auto_group_sequences
-from conf.derived.topology import topology
 from conf.derived.windows import span_lengths
-from conf.schema import ModelConfig, RunConfig
+from conf.schema import (
+    DataConfig,
+    ModelConfig,
+    MoeConfig,
+    ParallelConfig,
+    RawDataConfig,
+    RawRunConfig,
+    RawTrainConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 REFERENCE_WARMUP_STEPS = 10_000
+Filled = TypeVar("Filled")
 
 
-def scales_logits(model: ModelConfig) -> bool:
-    """Whether the decoder's output is multiplied by d_model**-0.5 before the logits: T5 does where it ties them."""
-    return model.tie_embeddings if model.logit_scale is None else model.logit_scale == "width"
-
-
-def planned_steps(cfg: RunConfig) -> int:
+def planned_steps(train: RawTrainConfig, data: DataConfig) -> int:
     """Optimizer steps of the whole run; from a token limit alone, the count at full windows."""
-    if cfg.train.steps is not None:
-        return cfg.train.steps
-    assert cfg.train.tokens is not None, "validation asks for steps or tokens"
-    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
-    return math.ceil(cfg.train.tokens / (cfg.train.global_batch * (cfg.data.encoder_length + decoder_length)))
+    if train.steps is not None:
+        return train.steps
+    assert train.tokens is not None, "validation asks for steps or tokens"
+    return math.ceil(train.tokens / (train.global_batch * (data.encoder_length + data.decoder_length)))
 
 
 def auto_warmup_steps(steps: int) -> int:
@@ -37,36 +39,56 @@ def auto_warmup_steps(steps: int) -> int:
     return min(REFERENCE_WARMUP_STEPS, steps // 10)
 
 
-def resolve(cfg: RunConfig) -> RunConfig:
-    """`cfg` with every derived field filled. Call after validation."""
-    lengths = span_lengths(cfg.data)
-    moe = replace(
-        cfg.moe,
-        group_sequences=cfg.moe.group_sequences or auto_group_sequences(cfg),
-        decoder_sparse_every=(
-            cfg.moe.sparse_every if cfg.moe.decoder_sparse_every is None else cfg.moe.decoder_sparse_every
+def resolve(raw: RawRunConfig) -> RunConfig:
+    """`raw` with every derived field filled; ranges of single fields hold (`conf.rules.validate`)."""
+    model, moe, parallel, train, schedule = raw.model, raw.moe, raw.parallel, raw.train, raw.schedule
+    data = _resolve_data(raw.data)
+    steps = planned_steps(train, data)
+    return _filled(
+        RunConfig,
+        raw,
+        model=_filled(
+            ModelConfig, model, logit_scale=_given(model.logit_scale, "width" if model.tie_embeddings else "one")
+        ),
+        moe=_filled(
+            MoeConfig,
+            moe,
+            group_sequences=_given(moe.group_sequences, auto_group_sequences(raw)),
+            decoder_sparse_every=_given(moe.decoder_sparse_every, moe.sparse_every),
+        ),
+        data=data,
+        parallel=_filled(ParallelConfig, parallel, etp=_given(parallel.etp, parallel.tp)),
+        train=_filled(
+            TrainConfig,
+            train,
+            eval_every=_given(train.eval_every, max(1, steps // 10)),
+            save_every=_given(train.save_every, math.ceil(steps / 4)),
+        ),
+        schedule=_filled(
+            ScheduleConfig, schedule, warmup_steps=_given(schedule.warmup_steps, auto_warmup_steps(steps))
         ),
     )
-    model = replace(cfg.model, logit_scale="width" if scales_logits(cfg.model) else "one")
-    data = replace(
-        cfg.data,
-        decoder_length=cfg.data.decoder_length or lengths.targets,
-        # a run may be resumed or evaluated from another folder than the one it was started in
-        files=_absolute(cfg.data.files),
-        validation_files=_absolute(cfg.data.validation_files),
-        hub_files=_absolute(cfg.data.hub_files),
-        tokenizer=_absolute((cfg.data.tokenizer,))[0] if cfg.data.tokenizer else None,
+
+
+def _resolve_data(data: RawDataConfig) -> DataConfig:
+    # a run may be resumed or evaluated from another folder than the one it was started in
+    return _filled(
+        DataConfig,
+        data,
+        decoder_length=_given(data.decoder_length, span_lengths(data).targets),
+        files=_absolute(data.files),
+        validation_files=_absolute(data.validation_files),
+        hub_files=_absolute(data.hub_files),
+        tokenizer=_absolute((data.tokenizer,))[0] if data.tokenizer else None,
     )
-    parallel = replace(cfg.parallel, etp=topology(cfg).etp)
-    steps = planned_steps(cfg)
-    train = replace(
-        cfg.train,
-        eval_every=cfg.train.eval_every if cfg.train.eval_every is not None else max(1, steps // 10),
-        save_every=cfg.train.save_every if cfg.train.save_every is not None else math.ceil(steps / 4),
-    )
-    warmup = cfg.schedule.warmup_steps if cfg.schedule.warmup_steps is not None else auto_warmup_steps(steps)
-    schedule = replace(cfg.schedule, warmup_steps=warmup)
-    return replace(cfg, model=model, moe=moe, data=data, parallel=parallel, train=train, schedule=schedule)
+
+
+def _filled(kind: type[Filled], raw: Any, **derived: Any) -> Filled:
+    return kind(**{field.name: getattr(raw, field.name) for field in fields(raw)} | derived)
+
+
+def _given(value: Any, derived: Any) -> Any:
+    return derived if value is None else value
 
 
 def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.derived.topology import topology
-from conf.derived.windows import span_lengths
 from conf.routing.settings import experts_per_token
 from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
 
@@ -120,12 +119,11 @@ def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, de
 
 def flops_per_sequence(cfg: RunConfig) -> int:
     """Operations of training on one sequence pair, forward and backward."""
-    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
-    forward = forward_flops(cfg.model, cfg.moe, encoder_length=cfg.data.encoder_length, decoder_length=decoder_length)
+    lengths = {"encoder_length": cfg.data.encoder_length, "decoder_length": cfg.data.decoder_length}
+    forward = forward_flops(cfg.model, cfg.moe, **lengths)
     return FORWARD_AND_BACKWARD * forward.total
 
 
 def flops_per_token(cfg: RunConfig) -> float:
     """Operations of training, forward and backward, per encoder or decoder token (padding counts as a token)."""
-    decoder_length = cfg.data.decoder_length or span_lengths(cfg.data).targets
-    return flops_per_sequence(cfg) / (cfg.data.encoder_length + decoder_length)
+    return flops_per_sequence(cfg) / (cfg.data.encoder_length + cfg.data.decoder_length)

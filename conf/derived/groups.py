@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conf.derived.topology import topology
 from conf.routing.references import SEMANTICS
-from conf.schema import MoeConfig, RunConfig
+from conf.schema import MoeConfig, RawRunConfig, RunConfig
 
 
 def micro_batch_size(cfg: RunConfig) -> int:
@@ -12,7 +12,7 @@ def micro_batch_size(cfg: RunConfig) -> int:
     return cfg.train.global_batch // (topology(cfg).dp * cfg.train.accumulation)
 
 
-def auto_group_sequences(cfg: RunConfig) -> int:
+def auto_group_sequences(cfg: RawRunConfig) -> int:
     """Whole sequences per routing group by the rule of the semantics, evaluated on the global batch.
 
     The largest divisor of the global batch whose encoder tokens stay within the reference's group size; Hugging Face

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.schema import RunConfig
+from conf.schema import RawRunConfig, RunConfig
 
 AxisName = Literal["world", "tp", "dp", "ep", "etp", "edp"]
 AXIS_NAMES: tuple[AxisName, ...] = ("world", "tp", "dp", "ep", "etp", "edp")
@@ -65,10 +65,9 @@ class Topology:
 def topology(cfg: RunConfig) -> Topology:
     """The axes of a run."""
     parallel = cfg.parallel
-    etp = parallel.tp if parallel.etp is None else parallel.etp
-    return Topology(world=world_size(cfg), tp=parallel.tp, ep=parallel.ep, etp=etp)
+    return Topology(world=world_size(cfg), tp=parallel.tp, ep=parallel.ep, etp=parallel.etp)
 
 
-def world_size(cfg: RunConfig) -> int:
+def world_size(cfg: RawRunConfig) -> int:
     """Ranks of the whole run."""
     return cfg.launch.nproc * cfg.launch.nodes

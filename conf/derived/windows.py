@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from conf.schema import DataConfig
+from conf.schema import RawDataConfig
 
 
 class SpanLengths(NamedTuple):
@@ -27,7 +27,7 @@ def corrupted_lengths(raw: int, noise_density: float, mean_span_length: float) -
     return SpanLengths(raw, raw - noise + spans + 1, noise + spans + 1)
 
 
-def span_lengths(data: DataConfig) -> SpanLengths:
+def span_lengths(data: RawDataConfig) -> SpanLengths:
     """The largest window of text whose corrupted form fits `encoder_length` (T5: 512 takes 568 tokens, targets 114)."""
     raw = 2
     while corrupted_lengths(raw + 1, data.noise_density, data.mean_span_length).inputs <= data.encoder_length:

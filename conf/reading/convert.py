@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.fields import describe_type, hints, unknown_key, without_none
-from conf.schema import RunConfig
+from conf.schema import RawRunConfig
 
 _BAD = object()  # stands in for a value that had an error, which has been noted
 
@@ -27,14 +27,14 @@ def raise_all(errors: list[ConfigError]) -> None:
         raise ConfigErrors(errors)
 
 
-def to_config(tree: Mapping[Any, Any]) -> RunConfig:
+def to_config(tree: Mapping[Any, Any]) -> RawRunConfig:
     """The typed configuration. Raises `ConfigError`, or `ConfigErrors` with every problem when there are several."""
     errors: list[ConfigError] = []
     _refuse_targets(tree, "", errors)
     raise_all(errors)
-    config = _section(RunConfig, tree, "", errors)
+    config = _section(RawRunConfig, tree, "", errors)
     raise_all(errors)
-    assert isinstance(config, RunConfig)
+    assert isinstance(config, RawRunConfig)
     return config
 
 

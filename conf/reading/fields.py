@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from conf.errors import ConfigError
 from conf.reading.formats import hint_for
-from conf.schema import RunConfig
+from conf.schema import RawRunConfig
 
 
 @cache
@@ -20,7 +20,7 @@ def hints(section: type) -> dict[str, Any]:
 
 
 @cache
-def leaf_types(section: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+def leaf_types(section: type = RawRunConfig, prefix: str = "") -> dict[str, Any]:
     """Dotted path -> type of every field that holds a value, e.g. ``moe.num_experts`` -> int."""
     leaves: dict[str, Any] = {}
     for name, kind in hints(section).items():

@@ -31,7 +31,7 @@ def choices(path: str) -> tuple[str, ...]:
 
 def sections() -> dict[str, type]:
     """Name -> dataclass of every section, in the order of the schema."""
-    kinds = hints(schema.RunConfig).items()
+    kinds = hints(schema.RawRunConfig).items()
     return {name: kind for name, kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
 
 
@@ -49,7 +49,7 @@ def meanings() -> dict[str, str]:
         for node in ast.parse(source).body
         if isinstance(node, ast.ClassDef)
     }
-    found = {name: text for name, text in of_class["RunConfig"].items() if name not in sections()}
+    found = {name: text for name, text in of_class["RawRunConfig"].items() if name not in sections()}
     for name, kind in sections().items():
         found[name] = inspect.cleandoc(kind.__doc__ or "")
         found |= {f"{name}.{field}": text for field, text in of_class[kind.__name__].items()}

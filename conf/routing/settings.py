@@ -12,7 +12,7 @@ from typing import Literal
 
 from conf.errors import ConfigError
 from conf.routing.references import SEMANTICS
-from conf.schema import MoeConfig, RouterName, SecondPolicy, Stack
+from conf.schema import MoeConfig, RawMoeConfig, RouterName, SecondPolicy, Stack
 
 Math = Literal["fp32", "activation"]
 
@@ -146,8 +146,7 @@ def counts_kept(moe: MoeConfig) -> bool:
 
 def is_silent(moe: MoeConfig, stack: Stack) -> bool:
     """Whether a stack's router losses are the constant 0 because every layer of it has experts."""
-    own = moe.decoder_sparse_every if stack == "decoder" else None
-    every = moe.sparse_every if own is None else own
+    every = moe.decoder_sparse_every if stack == "decoder" else moe.sparse_every
     return moe.defects == "reproduced" and SEMANTICS[moe.semantics].all_sparse == "silent" and every == 1
 
 
@@ -168,7 +167,7 @@ def expert_gradient_factor(moe: MoeConfig) -> int:
     return moe.num_experts
 
 
-def check_router(moe: MoeConfig) -> Iterator[ConfigError]:
+def check_router(moe: RawMoeConfig) -> Iterator[ConfigError]:
     """The semantics defines the routers, and their settings are within what they can do."""
     legal = SEMANTICS[moe.semantics].routers
     for field, router in (("router", moe.router), ("decoder_router", moe.decoder_router)):
@@ -214,7 +213,7 @@ def check_router(moe: MoeConfig) -> Iterator[ConfigError]:
         )
 
 
-def _check_choices(moe: MoeConfig) -> Iterator[ConfigError]:
+def _check_choices(moe: RawMoeConfig) -> Iterator[ConfigError]:
     """`top_k` is a number of choices that the router can make."""
     if moe.top_k is None:
         if moe.router == "top_2" and moe.num_experts < 2:

@@ -8,13 +8,13 @@ from conf.derived.topology import topology
 from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, one_of, share
-from conf.schema import DataConfig, RunConfig
+from conf.schema import RawDataConfig, RawRunConfig, RunConfig
 from conf.sources import PLACES, SOURCES
 
 Problems = Iterator[ConfigError]
 
 
-def check_data(data: DataConfig) -> Problems:
+def check_data(data: RawDataConfig) -> Problems:
     """Ranges of single fields, and that the chosen source is told where its text is."""
     for name in ("stream_lanes", "stream_window", "tokenizer_vocab", "tokenizer_lines", "sentinels", "prepare_workers"):
         yield from at_least(f"data.{name}", getattr(data, name), 1)
@@ -37,7 +37,7 @@ def check_data(data: DataConfig) -> Problems:
     yield from _check_source(data)
 
 
-def _check_source(data: DataConfig) -> Problems:
+def _check_source(data: RawDataConfig) -> Problems:
     yield from one_of("data.source", data.source, SOURCES)
     row = SOURCES.get(data.source)
     if row is None:
@@ -62,7 +62,7 @@ def check_corruption(cfg: RunConfig) -> Problems:
     lengths = span_lengths(data)
     spans = lengths.spans
     noise = lengths.targets - spans - 1
-    if data.decoder_length is not None and data.decoder_length < lengths.targets:
+    if data.decoder_length < lengths.targets:
         yield ConfigError(
             "data.decoder_length",
             got=data.decoder_length,
@@ -97,7 +97,7 @@ def check_vocabulary(cfg: RunConfig) -> Problems:
         )
 
 
-def check_files(cfg: RunConfig) -> Problems:
+def check_files(cfg: RawRunConfig) -> Problems:
     """Named files exist, as far as one look at the file system tells."""
     shards = SOURCES[cfg.data.source].kind == "shards"
     kind = "a directory written by `pointsman prepare`" if shards else "an existing file or glob"

@@ -9,20 +9,19 @@ import math
 from collections.abc import Iterator
 
 from conf.derived.estimate import VOCAB_MULTIPLE, padded_vocab_size
-from conf.derived.groups import auto_group_sequences, micro_batch_size
+from conf.derived.groups import micro_batch_size
 from conf.derived.topology import topology, world_size
 from conf.errors import ConfigError
 from conf.rules.data import check_lanes
 from conf.rules.ranges import divisors, listed, nearest
-from conf.schema import RunConfig
+from conf.schema import RawRunConfig, RunConfig
 
 Problems = Iterator[ConfigError]
 
 
 def check_ranks(cfg: RunConfig) -> Problems:
     """tp divides the world; etp is tp or 1; expert parallelism divides the ranks that are left to it."""
-    world, tp, ep = world_size(cfg), cfg.parallel.tp, cfg.parallel.ep
-    etp = tp if cfg.parallel.etp is None else cfg.parallel.etp
+    world, tp, ep, etp = world_size(cfg), cfg.parallel.tp, cfg.parallel.ep, cfg.parallel.etp
     if world % tp:
         yield ConfigError(
             "parallel.tp",
@@ -92,11 +91,11 @@ def check_experts(cfg: RunConfig) -> Problems:
         )
 
 
-def check_batch(cfg: RunConfig) -> Problems:
+def check_batch(cfg: RunConfig, raw: RawRunConfig) -> Problems:
     """Equal micro-batches on every rank, each of whole routing groups."""
     yield from check_lanes(cfg)
     batch, parts = cfg.train.global_batch, topology(cfg).dp * cfg.train.accumulation
-    whole = parts * _sharers(cfg) * (cfg.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
+    whole = parts * _sharers(cfg) * (raw.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
     if batch % parts:
         yield ConfigError(
             "train.global_batch",
@@ -105,7 +104,7 @@ def check_batch(cfg: RunConfig) -> Problems:
             hint=f"train.global_batch={-(-batch // whole) * whole}",
         )
     elif cfg.model.moe == "switch":
-        yield from _check_groups(cfg)
+        yield from _check_groups(cfg, raw.moe.group_sequences)
 
 
 def _sharers(cfg: RunConfig) -> int:
@@ -114,11 +113,11 @@ def _sharers(cfg: RunConfig) -> int:
     return axes.tp // axes.etp
 
 
-def _check_groups(cfg: RunConfig) -> Problems:
+def _check_groups(cfg: RunConfig, asked: int | None) -> Problems:
     micro_batch = micro_batch_size(cfg)
     sharers = _sharers(cfg)
     if micro_batch % sharers:
-        parts = topology(cfg).dp * cfg.train.accumulation * sharers * (cfg.moe.group_sequences or 1)
+        parts = topology(cfg).dp * cfg.train.accumulation * sharers * (asked or 1)
         yield ConfigError(
             "train.global_batch",
             got=cfg.train.global_batch,
@@ -127,12 +126,12 @@ def _check_groups(cfg: RunConfig) -> Problems:
         )
         return
     held = micro_batch // sharers
-    group = cfg.moe.group_sequences or auto_group_sequences(cfg)
+    group = cfg.moe.group_sequences
     if held % group:
         larger = cfg.train.global_batch // held * (-(-held // group) * group)
         yield ConfigError(
             "moe.group_sequences",
-            got=cfg.moe.group_sequences or f"{group} (by the rule of {cfg.moe.semantics})",
+            got=asked or f"{group} (by the rule of {cfg.moe.semantics})",
             needs=f"a divisor of the {held} sequences a rank routes at once: {listed(divisors(held))}",
             hint=f"moe.group_sequences={nearest(group, divisors(held))}, or train.global_batch={larger}",
         )

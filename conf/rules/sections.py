@@ -11,12 +11,20 @@ from conf.optimizers import OPTIMIZERS
 from conf.routing.settings import check_router
 from conf.rules.data import check_data
 from conf.rules.ranges import at_least, one_of, positive, share
-from conf.schema import LaunchConfig, LoggingConfig, ModelConfig, MoeConfig, OptimConfig, RunConfig, TrainConfig
+from conf.schema import (
+    LaunchConfig,
+    LoggingConfig,
+    OptimConfig,
+    RawModelConfig,
+    RawMoeConfig,
+    RawRunConfig,
+    RawTrainConfig,
+)
 
 Problems = Iterator[ConfigError]
 
 
-def check_run(cfg: RunConfig) -> Problems:
+def check_run(cfg: RawRunConfig) -> Problems:
     """Name, folder and seed."""
     if cfg.name is not None and re.fullmatch(r"[\w][\w.+=@ -]*", cfg.name) is None:
         clean = re.sub(r"[^\w.+=@-]+", "-", cfg.name).strip("-.") or "run"
@@ -28,7 +36,7 @@ def check_run(cfg: RunConfig) -> Problems:
     yield from at_least("seed", cfg.seed, 0)
 
 
-def check_fields(cfg: RunConfig) -> Problems:
+def check_fields(cfg: RawRunConfig) -> Problems:
     """Ranges of single fields, section by section."""
     yield from check_model(cfg.model)
     yield from check_moe(cfg.moe)
@@ -47,7 +55,7 @@ def check_fields(cfg: RunConfig) -> Problems:
     yield from check_launch(cfg.launch)
 
 
-def check_model(model: ModelConfig) -> Problems:
+def check_model(model: RawModelConfig) -> Problems:
     """Sizes and rates of the model."""
     sizes = "vocab_size d_model d_ff d_kv num_heads num_encoder_layers num_decoder_layers relative_max_distance"
     for name in sizes.split():
@@ -76,7 +84,7 @@ def check_model(model: ModelConfig) -> Problems:
         yield from positive(f"model.{name}", getattr(model, name), usual)
 
 
-def check_moe(moe: MoeConfig) -> Problems:
+def check_moe(moe: RawMoeConfig) -> Problems:
     """Sizes, rates and weights of the experts."""
     for name, least in (("num_experts", 1), ("sparse_every", 0), ("min_expert_capacity", 1)):
         yield from at_least(f"moe.{name}", getattr(moe, name), least)
@@ -103,7 +111,7 @@ def check_optim(optim: OptimConfig) -> Problems:
         yield from at_least(f"optim.{name}", getattr(optim, name), 0)
 
 
-def check_train(train: TrainConfig) -> Problems:
+def check_train(train: RawTrainConfig) -> Problems:
     """Lengths and intervals of the loop."""
     if train.steps is None and train.tokens is None:
         yield ConfigError("train.steps", got=None, needs="an end: steps, tokens or both", hint="train.steps=1000")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from conf.derived.derive import resolve
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.derived.topology import world_size
 from conf.errors import ConfigError
@@ -18,31 +19,33 @@ from conf.rules.data import check_corruption, check_files, check_vocabulary
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
 from conf.rules.ranges import check_path
 from conf.rules.sections import check_fields, check_run
-from conf.schema import RunConfig, Stack
+from conf.schema import RawRunConfig, RunConfig, Stack
 
 Files = Literal["checked", "unchecked"]
 Problems = Iterator[ConfigError]
 
 
-def validate(cfg: RunConfig, *, files: Files = "checked") -> None:
-    """Raise `ConfigError`, or `ConfigErrors` for several problems. `files`: whether paths must exist here."""
-    raise_all([problem for check in (check_run, check_fields) for problem in check(cfg)])
+def validate(raw: RawRunConfig, *, files: Files = "checked") -> RunConfig:
+    """`raw` with every derived field filled, which fulfils all rules. `files`: whether paths must exist here.
+
+    Raises `ConfigError`, or `ConfigErrors` for several problems.
+    """
+    raise_all([*check_run(raw), *check_fields(raw)])
+    cfg = resolve(raw)
     problems = [*check_ranks(cfg)]
     if not problems:  # everything below divides by the sizes of the axes
-        for check in (check_shards, check_experts, check_batch):
-            problems.extend(check(cfg))
-    for check in (check_sparse, check_vocabulary, check_corruption, check_schedule):
-        problems.extend(check(cfg))
+        problems += [*check_shards(cfg), *check_experts(cfg), *check_batch(cfg, raw)]
+    problems += [*check_sparse(cfg, raw), *check_vocabulary(cfg), *check_corruption(cfg), *check_schedule(cfg)]
     if files == "checked":
-        problems.extend(check_files(cfg))
-        if cfg.train.from_checkpoint is not None:
-            problems.extend(
-                check_path("train.from_checkpoint", cfg.train.from_checkpoint, "a run folder or a checkpoint in it")
-            )
+        problems += check_files(raw)
+        if raw.train.from_checkpoint is not None:
+            where = raw.train.from_checkpoint
+            problems += check_path("train.from_checkpoint", where, "a run folder or a checkpoint in it")
     raise_all(problems)
+    return cfg
 
 
-def check_world(cfg: RunConfig, ranks: int) -> None:
+def check_world(cfg: RawRunConfig, ranks: int) -> None:
     """Raise `ConfigError` unless `ranks`, the number a launcher has started, is the number configured."""
     if world_size(cfg) != ranks:
         raise ConfigError(
@@ -53,16 +56,15 @@ def check_world(cfg: RunConfig, ranks: int) -> None:
         )
 
 
-def check_sparse(cfg: RunConfig) -> Problems:
+def check_sparse(cfg: RunConfig, raw: RawRunConfig) -> Problems:
     """A switch model has expert layers, and a stack lacks them only where 0 asks for that."""
-    of_decoder = cfg.moe.sparse_every if cfg.moe.decoder_sparse_every is None else cfg.moe.decoder_sparse_every
-    every: dict[Stack, int] = {"encoder": cfg.moe.sparse_every, "decoder": of_decoder}
+    every: dict[Stack, int] = {"encoder": cfg.moe.sparse_every, "decoder": cfg.moe.decoder_sparse_every}
     empty: list[Stack] = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
     wrong: list[Stack] = [stack for stack in empty if every[stack] or not any(every.values())]
     if cfg.model.moe == "dense" or not wrong:
         return
     stack = min(wrong, key=lambda name: stack_depth(cfg.model, name))
-    own = stack == "decoder" and cfg.moe.decoder_sparse_every is not None
+    own = stack == "decoder" and raw.moe.decoder_sparse_every is not None
     field, layers = "moe.decoder_sparse_every" if own else "moe.sparse_every", stack_depth(cfg.model, stack)
     yield ConfigError(
         field,
@@ -75,7 +77,7 @@ def check_sparse(cfg: RunConfig) -> Problems:
 def check_schedule(cfg: RunConfig) -> Problems:
     """Warm-up fits the run, the ends that schedules need exist, the optimizer has what it is asked for."""
     steps, schedule = cfg.train.steps, cfg.schedule
-    if steps is not None and (schedule.warmup_steps or 0) > steps:
+    if steps is not None and schedule.warmup_steps > steps:
         yield ConfigError(
             "schedule.warmup_steps",
             got=schedule.warmup_steps,

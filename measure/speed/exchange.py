@@ -44,8 +44,6 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
 def buffer_shapes(cfg: RunConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     """[experts, groups, capacity, d_model] of one micro-batch on one rank, for each stack."""
     sequences, decoder_length = cfg.moe.group_sequences, cfg.data.decoder_length
-    assert sequences is not None, "resolved"
-    assert decoder_length is not None, "resolved"
     count = micro_batch_size(cfg) // (sequences * (mesh.tp.size // mesh.etp.size))
     return {
         stack: (

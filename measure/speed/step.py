@@ -35,7 +35,6 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
     works = [step_work(each, mesh, settings.device) for each in (cfg, twin)]
     clock = clock_in_step(mesh, settings.device)
     comparison = compare(*works, clock=clock, rounds=settings.rounds, repeats=1)
-    assert cfg.data.decoder_length is not None, "resolved"
     tokens = cfg.train.global_batch * (cfg.data.encoder_length + cfg.data.decoder_length)
     flops = flops_per_sequence(cfg) * cfg.train.global_batch / comparison.ours_seconds
     numbers = {
@@ -77,7 +76,6 @@ def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
 
 def synthetic_batch(cfg: RunConfig, *, dp_rank: int) -> StepBatch:
     """Random tokens without padding: this data-parallel rank's share of one global batch."""
-    assert cfg.data.decoder_length is not None, "resolved"
     assert dp_rank < topology(cfg).dp, dp_rank
     size = micro_batch_size(cfg)
     random = np.random.default_rng((cfg.seed, dp_rank))

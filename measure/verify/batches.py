@@ -20,7 +20,6 @@ def global_rows(cfg: RunConfig, step: int) -> tuple[IntArray, IntArray]:
     """Encoder tokens [B, L] and targets [B, T] of the whole global batch of `step`."""
     generator = np.random.default_rng([_STREAM, cfg.seed, step])
     rows, decoder_length = cfg.train.global_batch, cfg.data.decoder_length
-    assert decoder_length is not None, "the configuration must be resolved"
 
     def tokens(length: int) -> IntArray:
         ids = generator.integers(UNK_ID + 1, cfg.model.vocab_size, size=(rows, length))

@@ -58,7 +58,7 @@ def own_layout(cfg: RunConfig) -> Layout:
         tp=cfg.parallel.tp,
         dp=world // cfg.parallel.tp,
         ep=cfg.parallel.ep,
-        etp=cfg.parallel.tp if cfg.parallel.etp is None else cfg.parallel.etp,
+        etp=cfg.parallel.etp,
         zero=cfg.parallel.zero,
         accumulation=cfg.train.accumulation,
         recompute=cfg.train.activation_checkpointing,

@@ -197,7 +197,7 @@ def available_memory() -> int:
 
 def _activations(cfg: RunConfig, rows: int) -> int:
     """Bytes kept for backward of `rows` sequences, roughly: some 24 widths a layer, attention scores, logits."""
-    model, encoder, decoder = cfg.model, cfg.data.encoder_length, cfg.data.decoder_length or 0
+    model, encoder, decoder = cfg.model, cfg.data.encoder_length, cfg.data.decoder_length
     buffers = cfg.moe.capacity_factor if model.moe == "switch" else 1.0
     token = 24 * model.d_model + 4 * buffers * model.d_ff
     scores = 4 * model.num_heads

@@ -48,7 +48,7 @@ class Recorder:
     ) -> None:
         """`given`: logits to decide by in place of the layers' own; None: their own."""
         assert isinstance(module, SwitchTransformer)
-        self._sequences = cfg.moe.group_sequences or 1
+        self._sequences = cfg.moe.group_sequences
         self._tp_rank = mesh.tp.rank
         self._rows_B: Tensor | None = None
         self._given, self._rows = given, rows

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from conf.derived.derive import scales_logits
 from conf.derived.groups import expert_capacity
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.errors import ConfigError, ConfigErrors
@@ -229,7 +228,7 @@ def followed_version(cfg: RunConfig) -> str:
 
     Only 5.x has T5 tied without scaling or with an embedding per stack, and either model scaled without tying.
     """
-    model, scaled = cfg.model, scales_logits(cfg.model)
+    model, scaled = cfg.model, cfg.model.logit_scale == "width"
     only_5 = scaled and not model.tie_embeddings
     if model.moe == "dense":
         only_5 = scaled != model.tie_embeddings or not model.share_embeddings
@@ -242,7 +241,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
     `copies_head`: a Switch model whose output matrix is the unscaled embedding, which the library cannot tie.
     """
     model = cfg.model
-    scaled, tied = scales_logits(model), model.tie_embeddings
+    scaled, tied = model.logit_scale == "width", model.tie_embeddings
     document: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,

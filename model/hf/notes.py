@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conf.derived.derive import scales_logits
 from conf.derived.layers import STACKS, sparse_layers
 from conf.routing.references import SEMANTICS
 from conf.schema import RunConfig
@@ -72,7 +71,7 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
         every = moe.decoder_sparse_every if stack == "decoder" else moe.sparse_every
         layers = sparse_layers(cfg.model, moe, stack)
         lines.append(f"{stack} layers with experts: {', '.join(map(str, layers)) or 'none'} (from 0)")
-        if every is not None and every >= 3:
+        if every >= 3:
             lines.append(
                 f"  the library's rule is i % {every} == 1; the original code and our presets put experts into the "
                 f"last of every {every} layers ({every - 1}, {2 * every - 1}, ..)"
@@ -107,7 +106,7 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
 
 def needs_5(cfg: RunConfig) -> list[str]:
     """A line for an output matrix of its own after scaling, which only transformers 5 can load."""
-    if cfg.model.tie_embeddings or not scales_logits(cfg.model):
+    if cfg.model.tie_embeddings or cfg.model.logit_scale == "one":
         return []
     return [f"untied and scaled: transformers 5 uses {HEAD} as it differs; 4.x would throw it away and tie"]
 
@@ -125,7 +124,7 @@ def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None, kep
             return ["tied and unscaled: transformers 5 reads this from scale_decoder_outputs=false; 4.x would scale"]
         return needs_5(cfg)
     lines = [*apart, *needs_5(cfg)]
-    if cfg.model.tie_embeddings and not scales_logits(cfg.model):
+    if cfg.model.tie_embeddings and cfg.model.logit_scale == "one":
         lines.append(f"tied and unscaled, which the library's Switch cannot be: {HEAD} is written as a copy")
     if SEMANTICS[cfg.moe.semantics].capacity != "absolute":
         used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conf.derived.derive import scales_logits
 from conf.derived.estimate import padded_vocab_size
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
@@ -111,7 +110,7 @@ class SwitchTransformer(nn.Module):
 
     def logits(self, decoded_BTD: Tensor) -> Tensor:
         """fp32 (or wider) logits [B, T, V]; the columns that only pad the vocabulary are -inf."""
-        if scales_logits(self.config):
+        if self.config.logit_scale == "width":
             decoded_BTD = decoded_BTD * self.config.d_model**-0.5
         if self.lm_head is not None:
             raw_BTV = self.lm_head(decoded_BTD)

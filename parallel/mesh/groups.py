@@ -52,8 +52,7 @@ def init_groups(
     found = str(dist.get_backend())
     if wanted is not None and wanted != found:
         raise SetupError(f"process groups already run on {found}, but {wanted} was asked for")
-    etp = parallel.tp if parallel.etp is None else parallel.etp
-    topology = Topology(world=dist.get_world_size(), tp=parallel.tp, ep=parallel.ep, etp=etp)
+    topology = Topology(world=dist.get_world_size(), tp=parallel.tp, ep=parallel.ep, etp=parallel.etp)
     return _build(topology, dist.get_rank(), found, parallel.timeout_s)
 
 

@@ -83,9 +83,8 @@ def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
 
 
 def _rank_step(rank: int, world: int, layout: Layout, cfg: Any) -> StepReport:
-    parallel = ParallelConfig(
-        tp=layout.tp, ep=layout.ep, etp=layout.etp, zero=0, backend="gloo", timeout_s=20
-    )  # fmt: skip
+    etp = layout.tp if layout.etp is None else layout.etp
+    parallel = ParallelConfig(tp=layout.tp, ep=layout.ep, etp=etp, zero=0, backend="gloo", timeout_s=20)
     return one_step(init_groups(parallel), cfg, layout.accumulation)
 
 

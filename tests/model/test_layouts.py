@@ -43,7 +43,7 @@ def test_layout_equals_one_process(layout: Layout) -> None:
 
 
 def test_gated_untied_every_layer_sparse_with_accumulation() -> None:
-    experts = replace(EXPERTS, group_sequences=1, sparse_every=1)
+    experts = replace(EXPERTS, group_sequences=1, sparse_every=1, decoder_sparse_every=1)
     cfg = switch(ffn="gated_gelu", tie_embeddings=False, experts=experts)
     assert_equals_one_process(Layout(world=4, tp=2, ep=2, etp=1, accumulation=2), cfg)
 

@@ -137,7 +137,6 @@ def _write(
     kept: dict[str, Tensor],
 ) -> Any:
     """Tensors and configuration; the kind of model written."""
-    from conf.derived.derive import scales_logits
     from model.hf.config import to_document
     from model.hf.convert import ToTheirs, their_shapes
     from model.hf.files import write_tensors
@@ -149,11 +148,11 @@ def _write(
     ours = logical_shapes(cfg)
     # An untied Switch model of the library has three embeddings, all of which must be there;
     # it ties only scaled output matrices, so that an unscaled one is written as a copy as well.
-    plain_tie = cfg.model.tie_embeddings and not scales_logits(cfg.model)
+    plain_tie = cfg.model.tie_embeddings and cfg.model.logit_scale == "one"
     copies: tuple[str, ...] = ()
     if not cfg.model.share_embeddings:
         copies = (EMBEDDING,)  # never read there, but missed when it is absent
-    elif kind == "switch_transformers" and not scales_logits(cfg.model):
+    elif kind == "switch_transformers" and cfg.model.logit_scale == "one":
         copies = (*COPIES, HEAD) if plain_tie else COPIES
     shapes = their_shapes(cfg.model, cfg.moe, kind, ours, copies=copies)
     shapes |= {name: tuple(value.shape) for name, value in kept.items()}

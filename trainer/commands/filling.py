@@ -140,7 +140,6 @@ def sample_lines(session: Session) -> list[str]:
     real = micro.encoder_tokens_BL.any(axis=1)  # a small held-out part ends in rows of padding
     mine = (micro.encoder_tokens_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
     inputs, targets = collectives.broadcast_object(mine, session.mesh.control)
-    assert session.cfg.data.decoder_length is not None, "resolve fills it"
     options = GenerateOptions(max_length=session.cfg.data.decoder_length)
 
     def all_finished(done: bool) -> bool:

@@ -87,8 +87,6 @@ def _size_lines(configs: dict[int, RunConfig], seconds: dict[int, float], ratios
 def _slots_text(cfg: RunConfig) -> str:
     """Buffer rows computed per token in training, empty ones included: encoder, decoder."""
     moe, data = cfg.moe, cfg.data
-    assert moe.group_sequences is not None, "a run's configuration is resolved"
-    assert data.decoder_length is not None, "a run's configuration is resolved"
     if cfg.model.moe == "dense":
         return "-"
     lengths = (data.encoder_length, data.decoder_length)

@@ -14,6 +14,7 @@ from conf.derived.estimate import (
     local_params,
     num_active_params,
     num_params,
+    padded_vocab_size,
 )
 from tests.conf.composed import composed
 
@@ -109,3 +110,7 @@ def test_parameters_of_all_ranks_add_up_when_nothing_is_replicated_but_the_whole
     cfg = composed("parallel=expert_model_data", "launch.nproc=4")
     params = count_params(cfg.model, cfg.moe)
     assert 2 * (local_params(cfg) - params.whole) == params.cut + params.experts // 2
+
+
+def test_vocabulary_is_padded_to_128():
+    assert [padded_vocab_size(n) for n in (1, 128, 129, 32100)] == [128, 128, 256, 32128]

@@ -87,7 +87,7 @@ def test_a_stack_with_experts_in_every_layer_has_no_router_losses() -> None:
     batch = make_batch()
     scale = LossScale(target_tokens=20, encoder_tokens=20, decoder_tokens=20, replicas=1)
     for defects, silent in (("reproduced", True), ("mended", False)):
-        experts = replace(HF, sparse_every=1, defects=defects)
+        experts = replace(HF, sparse_every=1, decoder_sparse_every=1, defects=defects)
         module = make_model(moe="switch", experts=experts)
         output = module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode="train", noise=None)
         parts = micro_batch_loss(output, scale, experts)

@@ -40,7 +40,7 @@ def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) ->
     return ModelConfig(
         preset="test", moe="switch", vocab_size=128, d_model=d_model, d_ff=d_ff, d_kv=4, num_heads=2,
         num_encoder_layers=2, num_decoder_layers=2, ffn=ffn, tie_embeddings=True, share_embeddings=True,
-        logit_scale=None, relative_buckets=8, relative_max_distance=16, dropout=0.0, attention_dropout=0.0,
+        logit_scale="width", relative_buckets=8, relative_max_distance=16, dropout=0.0, attention_dropout=0.0,
         norm_epsilon=1e-6, init_scale=0.1,
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
     return MoeConfig(
         semantics=v.semantics, decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
         second_loss_weight=0.0, padding="semantics", defects=v.defects, router=v.router, num_experts=v.experts,
-        sparse_every=2, decoder_sparse_every=None, router_precision="fp32", capacity_factor=v.capacity_factor,
+        sparse_every=2, decoder_sparse_every=2, router_precision="fp32", capacity_factor=v.capacity_factor,
         eval_capacity_factor=2.0, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
         jitter=v.jitter, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=v.expert_dropout,
     )  # fmt: skip

@@ -30,7 +30,7 @@ MODEL = ModelConfig(
     ffn="relu",
     tie_embeddings=True,
     share_embeddings=True,
-    logit_scale=None,
+    logit_scale="width",
     relative_buckets=8,
     relative_max_distance=16,
     dropout=0.0,
@@ -51,7 +51,7 @@ MOE = MoeConfig(
     router="switch",
     num_experts=4,
     sparse_every=2,
-    decoder_sparse_every=None,
+    decoder_sparse_every=2,
     capacity_factor=1.25,
     eval_capacity_factor=2.0,
     min_expert_capacity=1,
@@ -63,10 +63,16 @@ MOE = MoeConfig(
 )
 
 
+def model_config(*, tie_embeddings: bool = True, **changes: Any) -> ModelConfig:
+    """`MODEL` with other values; an output matrix of its own is not scaled, as `resolve` would have it."""
+    tied = {"tie_embeddings": tie_embeddings, "logit_scale": "width" if tie_embeddings else "one"}
+    return replace(MODEL, **tied | changes)
+
+
 def run_config(*, experts: MoeConfig = MOE, recompute: bool = True, **model: Any) -> Any:
     """The part of a run's configuration that building a model reads; `model` are fields of `ModelConfig`."""
     train = SimpleNamespace(activation_checkpointing=recompute)
-    return SimpleNamespace(model=replace(MODEL, **model), moe=experts, seed=1, train=train)
+    return SimpleNamespace(model=model_config(**model), moe=experts, seed=1, train=train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ def make_model(
     **changes: Any,
 ) -> SwitchTransformer:
     """A one-process model; `changes` are fields of `ModelConfig`."""
-    cfg = replace(MODEL, **changes)
+    cfg = model_config(**changes)
     module = SwitchTransformer(cfg, experts, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
     cast_module(module, dtype)
     initialise(module, single_process(), seed=seed, scale=cfg.init_scale)

@@ -156,7 +156,7 @@ def run_config(
     moe = MoeConfig(
         semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
         second_loss_weight=0.0, padding="semantics", defects="mended", router="switch", num_experts=E,
-        sparse_every=1, decoder_sparse_every=None, router_precision="fp32", capacity_factor=1.0,
+        sparse_every=1, decoder_sparse_every=1, router_precision="fp32", capacity_factor=1.0,
         eval_capacity_factor=1.0, min_expert_capacity=1, group_sequences=1, jitter=0.0, aux_loss_weight=0.0,
         z_loss_weight=0.0, expert_dropout=0.0,
     )  # fmt: skip
@@ -165,7 +165,7 @@ def run_config(
         activation_checkpointing=False, log_every=1, eval_every=0, eval_batches=1, save_every=0, keep_last=1,
         keep_every=None, resume="never", allow_data_change=False, from_checkpoint=None, fill_samples=0,
     )  # fmt: skip
-    parallel = ParallelConfig(tp=tp, ep=ep, etp=etp, zero=zero, backend="gloo", timeout_s=20)
+    parallel = ParallelConfig(tp=tp, ep=ep, etp=tp if etp is None else etp, zero=zero, backend="gloo", timeout_s=20)
     rest = dict.fromkeys(("model", "data", "schedule", "logging", "launch"))
     return RunConfig(
         name=None, runs_dir=".", seed=0, moe=moe, parallel=parallel, optim=optim, train=train, **rest

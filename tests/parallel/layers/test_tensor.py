@@ -72,7 +72,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def groups_of(tp: int) -> Mesh:
-    return init_groups(ParallelConfig(tp=tp, ep=1, etp=None, zero=0, backend="gloo", timeout_s=20))
+    return init_groups(ParallelConfig(tp=tp, ep=1, etp=tp, zero=0, backend="gloo", timeout_s=20))
 
 
 def compare(rank: int, world: int, dtype: torch.dtype, tolerance: float) -> None:

@@ -21,6 +21,7 @@ LAYOUTS = [(1, 1, None), (2, 1, None), (4, 1, None), (1, 4, None), (2, 2, None),
 
 
 def parallel_config(tp: int = 1, ep: int = 1, etp: int | None = None, backend: str = "auto") -> ParallelConfig:
+    etp = tp if etp is None else etp
     return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend=backend, timeout_s=20)  # type: ignore[arg-type]
 
 
