@@ -13,7 +13,6 @@ from typing import Literal
 
 Stack = Literal["encoder", "decoder"]
 SemanticsName = Literal["mesh_tf", "flaxformer", "hf", "hf_4", "paper"]
-RouterName = Literal["switch", "top_2", "switch_max", "expert_choice", "ntlb"]
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
@@ -56,8 +55,8 @@ class RawMoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
     semantics: SemanticsName  # whose rules of grouping, capacity, dropping and initialisation hold: docs/routing.md
-    router: RouterName  # which ones a semantics defines: docs/routing.md
-    decoder_router: RouterName | None  # None: `router`, but switch where that looks ahead (expert_choice, switch_max)
+    router: str  # a row of conf/routing/routers.py; which ones a semantics defines: docs/routing.md
+    decoder_router: str | None  # None: `router`, but switch where that looks ahead (expert_choice, switch_max)
     top_k: int | None  # choices a token may try; None: 1 (switch, switch_max), 2 (top_2), 4 (ntlb)
     second_policy: SecondPolicy  # top_2 of mesh_tf: which second choices are kept; random in training only, else all
     second_threshold: float  # of the second gate; random keeps with probability gate / threshold

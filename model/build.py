@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from conf.schema import RunConfig
-from model.init import initialise
+from model.init import init_key, initialise
 from model.t5.model import SwitchTransformer
 from parallel.layers.experts import build_exchange
 from parallel.layers.plain import LayerFactory, PlainLayers
@@ -22,7 +22,7 @@ def build_model(cfg: RunConfig, mesh: Mesh, *, device: torch.device | str, dtype
     module = meta_model(cfg, mesh)
     cast_module(module, dtype)
     materialise(module, device)
-    initialise(module, mesh, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
+    initialise(module, mesh, init_key(cfg))
     return module
 
 
@@ -51,7 +51,7 @@ def materialise(module: nn.Module, device: torch.device | str) -> None:
                 vars(new).update(vars(old))
                 done[id(old)] = new
             child._parameters[name] = done[id(old)]
-        assert not list(child.named_buffers(recurse=False)), f"{type(child).__name__} has buffers; none are expected"
+        assert not list(child.named_buffers(recurse=False)), f"{type(child).__name__}: checkpoints hold no buffers"
 
 
 def _layer_factory(mesh: Mesh) -> LayerFactory:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from conf.derived.layers import STACKS
-from conf.routing.references import SEMANTICS
-from conf.routing.settings import is_silent, over_layers, z_divisor
+from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
 from model.moe.balance import joined_loss
 from model.t5.model import ModelOutput
@@ -53,24 +52,20 @@ def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> L
     routings = (output.encoder_routing, output.decoder_routing)
     real = (scale.encoder_tokens, scale.decoder_tokens)
     for stack, routing, real_tokens in zip(STACKS, routings, real, strict=True):
-        if not routing or is_silent(moe, stack):
+        rules = moe_rules(moe, stack).losses
+        if not routing or rules.silent:
             continue
-        join = over_layers(moe)
-        shares = {"sum": 1, "mean": layers, "stack_mean": len(routing), "joined": len(routing)}[join]
-        if join == "joined":
+        shares = {"sum": 1, "mean": layers, "stack_mean": len(routing), "joined": len(routing)}[rules.join]
+        if rules.join == "joined":
             balances = [layer.balance for layer in routing if layer.balance is not None]
             assert len(balances) == len(routing), "expert layers that do not report what a joined loss needs"
             aux = aux + joined_loss(balances) / scale.replicas
         for layer in routing:
-            if join != "joined":
+            if rules.join != "joined":
                 aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
             # Every micro-batch has as many tokens when padding counts; when it does not, the step's sum is needed.
-            tokens = real_tokens if z_divisor(moe) == "real" else layer.positions * scale.replicas
+            tokens = real_tokens if rules.z_divisor == "real" else layer.positions * scale.replicas
             z = z + layer.z_sum / tokens / shares
-    aux, z = aux * moe.aux_loss_weight, z * z_weight(moe)
+    weights = moe_rules(moe, "encoder").losses
+    aux, z = aux * weights.aux_weight, z * weights.z_weight
     return LossParts(total=(ce + aux + z) * scale.replicas, ce=ce.detach(), aux=aux.detach(), z=z.detach())
-
-
-def z_weight(moe: MoeConfig) -> float:
-    """Effective weight of the z-loss."""
-    return moe.z_loss_weight * (moe.aux_loss_weight if SEMANTICS[moe.semantics].z_scale == "aux_weight" else 1.0)

@@ -12,7 +12,7 @@ from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
 from model.build import build_model
-from model.init import initial_masters
+from model.init import init_key, initial_masters
 from model.t5.model import SwitchTransformer
 from parallel.engine.deepspeed import build_engine
 from parallel.engine.protocol import Engine, compute_dtype
@@ -105,7 +105,7 @@ def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engin
     engine = build_engine(module, cfg, mesh)
     if compute_dtype(cfg.train.precision) != torch.float32:
         # The engine copied its masters from weights that are rounded already.
-        exact = initial_masters(module, mesh, seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics)
+        exact = initial_masters(module, mesh, init_key(cfg))
         engine.load_state(exact, weights_only=True)
     return engine
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.derived.topology import topology
-from conf.routing.settings import experts_per_token
+from conf.routing.settings import experts_per_token, router_matrices
 from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
 
 VOCAB_MULTIPLE = 128  # the embedding's rows are padded to this at every layout, so that any tp up to 128 divides them
@@ -43,6 +43,7 @@ def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
     """Parameters of the model as built on one rank."""
     encoder, decoder = model.num_encoder_layers, model.num_decoder_layers
     sparse = sum(len(sparse_layers(model, moe, stack)) for stack in STACKS)
+    routers = sum(len(sparse_layers(model, moe, stack)) * router_matrices(moe, stack) for stack in STACKS)
     attention = 4 * model.d_model * model.num_heads * model.d_kv
     one_ff = _ff_weights(model)
     tables = 1 + (not model.share_embeddings) + (not model.tie_embeddings)
@@ -52,7 +53,7 @@ def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
         + (encoder + 2 * decoder) * attention
         + (encoder + decoder - sparse) * one_ff,
         # norms: two per encoder layer, three per decoder layer, one at the end of each stack
-        whole=(2 * encoder + 3 * decoder + 2) * model.d_model + sparse * model.d_model * moe.num_experts,
+        whole=(2 * encoder + 3 * decoder + 2) * model.d_model + routers * model.d_model * moe.num_experts,
         experts=sparse * moe.num_experts * one_ff,
         one_expert=one_ff
         * sum(len(sparse_layers(model, moe, stack)) * experts_per_token(moe, stack) for stack in STACKS),
@@ -104,7 +105,7 @@ def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, de
     def operations(stack: Stack, tokens: int) -> int:
         layers = stack_depth(model, stack)
         attention = 4 * projection * tokens + pair * tokens * tokens
-        router = 2 * model.d_model * moe.num_experts * tokens
+        router = 2 * model.d_model * moe.num_experts * tokens * router_matrices(moe, stack)
         feed_forward = 2 * _ff_weights(model) * tokens
         sparse = len(sparse_layers(model, moe, stack))
         more_experts = sparse * (experts_per_token(moe, stack) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conf.routing.references import SEMANTICS
+from conf.routing.settings import sparse_place
 from conf.schema import ModelConfig, MoeConfig, Stack
 
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
@@ -16,8 +16,7 @@ def stack_depth(model: ModelConfig, stack: Stack) -> int:
 def is_sparse_layer(model: ModelConfig, moe: MoeConfig, stack: Stack, layer: int) -> bool:
     """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2; none for every 0)."""
     every = moe.sparse_every if stack == "encoder" else moe.decoder_sparse_every
-    place = every - 1 if SEMANTICS[moe.semantics].layout == "last_of_every" else min(1, every - 1)
-    return model.moe == "switch" and every > 0 and layer % every == place
+    return model.moe == "switch" and every > 0 and layer % every == sparse_place(moe, every)
 
 
 def sparse_layers(model: ModelConfig, moe: MoeConfig, stack: Stack) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """The named semantics as one table of settings: what the reference codes do differently, one row each.
 
-The rows say what each reference does, its defects included; `conf.routing.settings` joins a row with the run's
-settings, which may mend them. `docs/routing.md` shows the table with the defects marked; its sources are the reference
+The rows say what each reference does, its defects included; `conf.routing.settings`, the only reader, joins a row with
+the run's settings, which may mend them. What a reference does in one of its routers alone is at that router's row
+(`conf.routing.routers`). `docs/routing.md` shows the table with the defects marked; its sources are the reference
 codes, as run.
 """
 
@@ -10,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from conf.schema import RouterName, SemanticsName
+from conf.schema import SemanticsName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Semantics:
     """One reference implementation of routing, its losses, its initial weights and its layer layout."""
-
-    routers: tuple[RouterName, ...]
 
     # Groups and capacity
     group_tokens: int  # tokens of a group at most; 0: each sequence is a group
@@ -31,21 +30,16 @@ class Semantics:
     decision: Literal["fp32", "activation"]  # dtype that probabilities are rounded to before the arg max
     kernel: Literal["fp32", "activation"]  # dtype that the router weight is rounded to before its fp32 product
     product: Literal["fp32", "activation"]  # dtype of the product and of noise on logits; the softmax is fp32
-    ntlb_math: Literal["fp32", "activation"]  # dtype of product and softmax of the no-token-left-behind router
     combine: Literal["fp32", "activation"]  # dtype of the gate when it multiplies the expert's output
-    loss: Literal["fp32", "activation"]  # dtype the layer's loss is rounded to before and after its weight
+    mended_combine: Literal["fp32", "activation"]  # the same where defects are mended
     # exp(l - lse), exp(l - max) / sum, or torch's own, which rounds once: they differ in their last bits
     softmax: Literal["minus_logsumexp", "over_sum", "fused"]
     jitter: Literal["times_input", "plus_logits"]  # where U(1 - j, 1 + j) goes in training
-    unjittered: tuple[RouterName, ...]  # routers that read their input as it is, in training too
     first_slot: int  # position of an expert's first token; 1 leaves slot 0 empty and one token less room
-    top_k_gates: Literal["renormalised", "full"]  # renormalised: over the two choices, before dropping
     zero_gate: Literal["dropped", "kept"]  # dropped: a choice with gate 0 loses its slot, which stays empty
-    expert_choice: Literal["over_tokens", "over_experts"]  # softmax dim of experts-choose; over_tokens: gates / takers
 
     # Losses
     aux_scale: Literal["real_share", "one"]  # factor on E * sum f * P, whose means run over padding as well
-    top_2_aux: Literal["masked", "counted"]  # masked: padding is taken out of f and P before the means over all tokens
     z_tokens: Literal["real", "all"]  # tokens over which the z-loss is a mean
     z_scale: Literal["aux_weight", "one"]  # factor on the z-loss's weight
     over_layers: Literal["sum", "mean", "joined"]  # joined: a stack's layers as one long layer, then the sum
@@ -68,7 +62,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
     # Mesh-TensorFlow. Its mask multiplies P after the mean over tokens: padding counts in f and P, and the group's term
     # is scaled by its share of real tokens.
     "mesh_tf": Semantics(
-        routers=("switch", "top_2", "switch_max", "expert_choice", "ntlb"),
         group_tokens=1024,
         group_floor="one",
         capacity="floor",
@@ -78,18 +71,13 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         decision="fp32",
         kernel="activation",
         product="fp32",
-        ntlb_math="activation",
         combine="activation",
-        loss="activation",
+        mended_combine="fp32",
         softmax="minus_logsumexp",
         jitter="times_input",
-        unjittered=("top_2",),
         first_slot=0,
-        top_k_gates="renormalised",
         zero_gate="dropped",
-        expert_choice="over_tokens",
         aux_scale="real_share",
-        top_2_aux="masked",
         z_tokens="real",
         z_scale="aux_weight",  # added before the layer multiplies by the auxiliary weight
         over_layers="sum",
@@ -107,7 +95,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
     ),
     # flaxformer with `ignore_padding_tokens=False`, its default; `moe.padding` selects its other two forms.
     "flaxformer": Semantics(
-        routers=("switch", "top_2", "switch_max", "expert_choice"),
         group_tokens=8192,
         group_floor="num_experts",
         capacity="half_even",
@@ -117,18 +104,13 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         decision="fp32",
         kernel="fp32",
         product="fp32",
-        ntlb_math="fp32",
         combine="fp32",
-        loss="fp32",
+        mended_combine="fp32",
         softmax="over_sum",
         jitter="times_input",
-        unjittered=(),
         first_slot=0,
-        top_k_gates="full",
         zero_gate="kept",
-        expert_choice="over_experts",
         aux_scale="one",
-        top_2_aux="counted",
         z_tokens="all",
         z_scale="one",
         over_layers="mean",
@@ -146,7 +128,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
     ),
     # Hugging Face 5.23.0: probabilities are cast back to the input's dtype before the arg max.
     "hf": Semantics(
-        routers=("switch",),
         group_tokens=0,
         group_floor="one",
         capacity="absolute",
@@ -156,18 +137,13 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         decision="activation",
         kernel="fp32",
         product="fp32",
-        ntlb_math="fp32",
         combine="activation",
-        loss="fp32",
+        mended_combine="activation",
         softmax="fused",
         jitter="times_input",
-        unjittered=(),
         first_slot=0,
-        top_k_gates="full",
         zero_gate="kept",
-        expert_choice="over_experts",
         aux_scale="one",
-        top_2_aux="counted",
         z_tokens="all",
         z_scale="one",
         over_layers="joined",
@@ -185,7 +161,6 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
     ),
     # The listing in the paper's appendix F: jitter is added to logits; an inclusive count is compared with `less`.
     "paper": Semantics(
-        routers=("switch",),
         group_tokens=1024,
         group_floor="one",
         capacity="floor",
@@ -195,18 +170,13 @@ SEMANTICS: dict[SemanticsName, Semantics] = {
         decision="fp32",
         kernel="fp32",
         product="activation",
-        ntlb_math="fp32",
         combine="activation",
-        loss="fp32",
+        mended_combine="activation",
         softmax="fused",
         jitter="plus_logits",
-        unjittered=(),
         first_slot=1,
-        top_k_gates="full",
         zero_gate="kept",
-        expert_choice="over_experts",
         aux_scale="one",
-        top_2_aux="counted",
         z_tokens="all",
         z_scale="one",
         over_layers="sum",

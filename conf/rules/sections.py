@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from conf.errors import ConfigError
 from conf.launchers import LAUNCHERS
 from conf.optimizers import OPTIMIZERS
-from conf.routing.settings import check_router
+from conf.routing.legal import check_router
 from conf.rules.data import check_data
 from conf.rules.ranges import at_least, one_of, positive, share
 from conf.schema import (

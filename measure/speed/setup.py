@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from conf.routing.settings import moe_rules
 from conf.schema import ModelConfig, MoeConfig, RunConfig
-from model.init import initialise
+from model.init import init_key, initialise
 from model.moe.layer import MoeLayer
+from model.moe.routers.table import route
+from model.moe.routers.tokens import Tokens
 from model.moe.types import Routing
 from model.t5.feed_forward import FEED_FORWARD
 from parallel.engine.protocol import compute_dtype
@@ -60,8 +63,10 @@ class LayerCase:
 
     def route(self) -> Routing:
         """The layer's routing of the batch."""
-        real_GS = self.real_BL.view(self.x_GSD.shape[:2])
-        return self.layer._route(self.x_GSD, real_GS, "train", None)
+        layer, x_GSD = self.layer, self.x_GSD
+        real_GS = self.real_BL.view(x_GSD.shape[:2])
+        tokens = Tokens(x_GSD=x_GSD, real_GS=real_GS, weights=dict(layer.router.named_parameters()))
+        return route(tokens, layer.rules, layer.rules.capacity.slots(x_GSD.shape[1], train=True))
 
 
 def layer_case(settings: Settings, experts: int, *, sequences: int | None = None) -> LayerCase:
@@ -70,11 +75,14 @@ def layer_case(settings: Settings, experts: int, *, sequences: int | None = None
     dtype = compute_dtype(cfg.train.precision)
     model, moe = single_layer(cfg, experts)
     with device:
-        layer = MoeLayer(model, moe, name="encoder.1", exchange=LocalExchange())
+        layer = MoeLayer(
+            moe_rules(moe, "encoder"), d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name="encoder.1",
+            exchange=LocalExchange(),
+        )  # fmt: skip
         dense = FEED_FORWARD[model.ffn](model, name="encoder.1.ff", layers=PlainLayers())
     for module in (layer, dense):
         cast_module(module, dtype)
-        initialise(module, single_process(), seed=cfg.seed, scale=1.0)
+        initialise(module, single_process(), replace(init_key(cfg), scale=1.0))
     shape = (sequences or SEQUENCES[device.type], SEQUENCE_TOKENS, model.d_model)
     x_BLD = torch.randn(shape, generator=torch.Generator().manual_seed(cfg.seed)).to(device, dtype)
     return LayerCase(

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from conf.schema import RouterName
 from measure.verify.record import Decision
 from measure.verify.reference import LOGITS, SLOTS, TOKENS, ReferenceStep
 
@@ -37,8 +36,6 @@ LIMITS: dict[Precision, dict[Quantity, float]] = {
 OUTPUT_LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp64": 1e-12}
 KEY = "the noise's key"
 TIE = 1e-5  # logits, or gates that tokens are ranked by, this close may be ordered either way
-# Routers that serve tokens in text order: the order of scores between tokens decides nothing.
-TEXT_ORDER: tuple[RouterName, ...] = ("switch", "top_2", "ntlb")
 MOST_TOKENS = 5_000  # different tokens that a rank lists one by one
 
 

@@ -25,7 +25,7 @@ from measure.verify.optim import build_reference
 from measure.verify.record import Decision, Recorder
 from measure.verify.trace import Trace, Tracer
 from model.build import build_model
-from model.init import initial_masters
+from model.init import init_key, initial_masters
 from model.losses import LossScale, micro_batch_loss
 from model.t5.model import SwitchTransformer
 from parallel.layers.sharding import spec_of
@@ -92,9 +92,7 @@ def _gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _masters(module: nn.Module, cfg: RunConfig) -> dict[str, nn.Parameter]:
     """fp32 weights: the parameters themselves, or unrounded initial values where they are of lower precision."""
-    exact = initial_masters(
-        module, single_process(), seed=cfg.seed, scale=cfg.model.init_scale, semantics=cfg.moe.semantics
-    )  # fmt: skip
+    exact = initial_masters(module, single_process(), init_key(cfg))
     masters: dict[str, nn.Parameter] = {}
     for name, parameter in module.named_parameters():
         if parameter.dtype == torch.float32:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from conf.derived.groups import micro_batch_size
-from conf.routing.settings import num_choices, stack_router
+from conf.routing.settings import moe_rules
 from conf.schema import RunConfig, Stack
 from data.batch import StepBatch
 from launch.ranks.child import Seat
 from measure.verify.batches import step_batch
-from measure.verify.compare import LIMITS, OUTPUT_LIMITS, TEXT_ORDER, Findings, Ledger, Precision
+from measure.verify.compare import LIMITS, OUTPUT_LIMITS, Findings, Ledger, Precision
 from measure.verify.numbers import StepNumbers, Tally
 from measure.verify.record import GivenLogits, Recorder
 from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
@@ -154,11 +154,10 @@ class _Runner(ABC):
             self._compare_output(step, reference, trace)
         for decision in self.recorder.take():
             stack: Stack = "encoder" if decision.layer.startswith("encoder") else "decoder"
-            router, at = stack_router(self.cfg.moe, stack), self.layers[decision.layer]
+            rules, at = moe_rules(self.cfg.moe, stack), self.layers[decision.layer]
             self.ledger.routing(
-                decision, reference, step=step, at=at, choices=num_choices(self.cfg.moe, router),
-                text_order=router in TEXT_ORDER,
-            )  # fmt: skip
+                decision, reference, step=step, at=at, choices=rules.choices, text_order=not rules.row.looks_ahead
+            )
         theirs = reference.numbers
         for quantity in ("loss", "aux", "z"):
             # Behind the layers in order: what differs in one of them is better named by its layer.

@@ -16,10 +16,10 @@ import torch
 from conf.derived.groups import expert_capacity
 from conf.derived.layers import STACKS, sparse_layers, stack_depth
 from conf.errors import ConfigError, ConfigErrors
+from conf.routing.settings import moe_rules
 from conf.schema import Ffn, RunConfig, Stack
 from model.hf.files import read_json
 from model.hf.names import Kind
-from model.losses import z_weight
 
 CLASSES: dict[Kind, str] = {
     "t5": "T5ForConditionalGeneration",
@@ -287,7 +287,7 @@ def _router_document(cfg: RunConfig) -> dict[str, Any]:
         "router_ignore_padding_tokens": False,
         "router_jitter_noise": moe.jitter,
         "router_aux_loss_coef": moe.aux_loss_weight,
-        "router_z_loss_coef": z_weight(moe),
+        "router_z_loss_coef": moe_rules(moe, "encoder").losses.z_weight,
         "add_router_probs": False,
     }
     for stack in STACKS:

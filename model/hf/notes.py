@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conf.derived.layers import STACKS, sparse_layers
-from conf.routing.references import SEMANTICS
+from conf.routing.settings import capacity_rule
 from conf.schema import RunConfig
 from model.hf.config import EOS, HfConfig, sequence_capacity
 from model.hf.convert import Tying, unread_tensors
@@ -126,7 +126,7 @@ def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None, kep
     lines = [*apart, *needs_5(cfg)]
     if cfg.model.tie_embeddings and cfg.model.logit_scale == "one":
         lines.append(f"tied and unscaled, which the library's Switch cannot be: {HEAD} is written as a copy")
-    if SEMANTICS[cfg.moe.semantics].capacity != "absolute":
+    if capacity_rule(cfg.moe).rounding != "absolute":
         used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)
         lines += [
             f"trained under {cfg.moe.semantics}: the library knows only an absolute number of slots per sequence and "

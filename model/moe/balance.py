@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.routing.settings import RouterSettings
-from model.moe.routers.slots import Slots
-from model.moe.types import LayerBalance, RouterStats, Routing
-
-Tokens = Literal["all", "real"]
+from conf.routing.settings import AuxRule, Counted
+from model.moe.types import Decision, LayerBalance, RouterStats, Routing
 
 
 @torch.no_grad()
@@ -30,35 +27,26 @@ def count_choices(choice_GSK: Tensor, num_experts: int, counted_GSK: Tensor | No
     return count_GSE
 
 
-@torch.no_grad()
-def choice_shares(choice_GSK: Tensor, settings: RouterSettings, num_experts: int) -> Tensor:
-    """How much each token adds to f of each expert, `[G, S, E]` fp32, before padding is taken out."""
-    if settings.aux_choices == "first":
-        choice_GSK = choice_GSK[..., :1]
-    shares_GSE = count_choices(choice_GSK, num_experts)
-    return shares_GSE / choice_GSK.shape[-1] if settings.aux_choices == "mean" else shares_GSE
-
-
-def balance_loss(chosen_GSE: Tensor, p_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> Tensor:
+def balance_loss(chosen_GSE: Tensor, p_GSE: Tensor, real_GS: Tensor, rule: AuxRule) -> Tensor:
     """Sum over groups of E * sum_e f * P; 1 for each group if uniform. Gradient flows through P alone."""
-    f_GE = _mean(chosen_GSE.to(p_GSE.dtype), real_GS, settings.aux_f, settings.aux_mean)
-    P_GE = _mean(p_GSE, real_GS, settings.aux_p, settings.aux_mean)
-    loss_G = p_GSE.shape[-1] * (f_GE * P_GE).sum(-1)
-    if settings.aux_scale == "real_share":
-        loss_G = loss_G * real_GS.to(loss_G.dtype).mean(1)
-    return loss_G.sum()
+    f_GE = _mean(chosen_GSE.to(p_GSE.dtype), real_GS, rule.f, rule.mean)
+    P_GE = _mean(p_GSE, real_GS, rule.P, rule.mean)
+    return _sum_of_products(f_GE, P_GE, real_GS, rule)
 
 
-def second_loss(second_GSE: Tensor, rest_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> Tensor:
+def second_loss(second_GSE: Tensor, rest_GSE: Tensor, real_GS: Tensor, rule: AuxRule) -> Tensor:
     """The same over second choices: P is what remains of p without the first choice, renormalised.
 
-    Reproduced, padding counts in P and in both means; mended, real tokens alone do.
+    Where the means divide by all tokens, padding counts in P as well.
     """
-    tokens = settings.aux_mean
-    f_GE = _mean(second_GSE.to(rest_GSE.dtype), real_GS, tokens, tokens)
-    P_GE = _mean(rest_GSE / (rest_GSE.sum(-1, keepdim=True) + 1e-9), real_GS, tokens, tokens)
-    loss_G = rest_GSE.shape[-1] * (f_GE * P_GE).sum(-1)
-    if settings.aux_scale == "real_share":
+    f_GE = _mean(second_GSE.to(rest_GSE.dtype), real_GS, rule.mean, rule.mean)
+    P_GE = _mean(rest_GSE / (rest_GSE.sum(-1, keepdim=True) + 1e-9), real_GS, rule.mean, rule.mean)
+    return _sum_of_products(f_GE, P_GE, real_GS, rule)
+
+
+def _sum_of_products(f_GE: Tensor, P_GE: Tensor, real_GS: Tensor, rule: AuxRule) -> Tensor:
+    loss_G = P_GE.shape[-1] * (f_GE * P_GE).sum(-1)
+    if rule.scale == "real_share":
         loss_G = loss_G * real_GS.to(loss_G.dtype).mean(1)
     return loss_G.sum()
 
@@ -72,7 +60,7 @@ def attention_loss(q_GSE: Tensor, real_GS: Tensor, count_G: Tensor) -> Tensor:
     return (count_G.to(q_GSE.dtype) * attention_GS.square().sum(1)).sum()
 
 
-def _mean(values_GSE: Tensor, real_GS: Tensor, counted: Tokens, divisor: Tokens) -> Tensor:
+def _mean(values_GSE: Tensor, real_GS: Tensor, counted: Counted, divisor: Counted) -> Tensor:
     """Mean over the tokens of each group, `[G, E]`; 0 for a group without any."""
     if counted == "real":
         values_GSE = torch.where(real_GS.unsqueeze(-1), values_GSE, 0.0)
@@ -81,39 +69,38 @@ def _mean(values_GSE: Tensor, real_GS: Tensor, counted: Tokens, divisor: Tokens)
     return values_GSE.sum(1) / real_GS.sum(1, keepdim=True).clamp(min=1)
 
 
-def z_sums(logits_GSE: Tensor, real_GS: Tensor, settings: RouterSettings) -> tuple[Tensor, Tensor]:
+def z_sums(logits_GSE: Tensor, real_GS: Tensor, counted: Literal["real", "all", "zeroed"]) -> tuple[Tensor, Tensor]:
     """Sum of logsumexp(logits)^2 over the tokens the loss counts, and over real tokens (fp32 or wider)."""
     wide = torch.promote_types(logits_GSE.dtype, torch.float32)
-    if settings.z_tokens == "zeroed":
+    if counted == "zeroed":
         counted_GSE = logits_GSE * real_GS.unsqueeze(-1)
         z_GS = counted_GSE.logsumexp(-1).square().to(wide)
         return z_GS.sum(), torch.where(real_GS, z_GS, 0.0).sum()
     z_GS = logits_GSE.logsumexp(-1).square().to(wide)
     z_real = torch.where(real_GS, z_GS, 0.0).sum()
-    return (z_GS.sum() if settings.z_tokens == "all" else z_real), z_real
+    return (z_GS.sum() if counted == "all" else z_real), z_real
 
 
 @torch.no_grad()
-def router_stats(
-    logits_GSE: Tensor, load_GSE: Tensor, slots: Slots, real_GS: Tensor, aux_loss: Tensor, z_real: Tensor
-) -> RouterStats:
-    """Sums over real tokens; see `RouterStats`. `load_GSE`: choices of each token before capacity."""
-    log_p_GSE = logits_GSE.float().log_softmax(-1)
+def router_stats(decision: Decision, real_GS: Tensor, z_real: Tensor) -> RouterStats:
+    """Sums over real tokens; see `RouterStats`."""
+    log_p_GSE = decision.logits_GSE.float().log_softmax(-1)
     p_GSE = log_p_GSE.exp() * real_GS.unsqueeze(-1)
-    G, E, C = slots.tokens_GEC.shape
+    G, E, C = decision.tokens_GEC.shape
     pad_G1 = torch.zeros(G, 1, dtype=torch.bool, device=real_GS.device)
-    held_GEC = torch.cat((real_GS, pad_G1), 1).gather(1, slots.tokens_GEC.flatten(1)).view(G, E, C)
+    held_GEC = torch.cat((real_GS, pad_G1), 1).gather(1, decision.tokens_GEC.flatten(1)).view(G, E, C)
+    has_slot_GS = (decision.slots_GSK < E * C).any(-1)
     return RouterStats(
-        load_E=torch.where(real_GS.unsqueeze(-1), load_GSE, 0.0).sum((0, 1)).float(),
+        load_E=torch.where(real_GS.unsqueeze(-1), decision.load_GSE, 0.0).sum((0, 1)).float(),
         probability_E=p_GSE.sum((0, 1)),
         kept_E=held_GEC.sum((0, 2)).float(),
         tokens=real_GS.sum().float(),
-        routed=(slots.kept_GSK.any(-1) & real_GS).sum().float(),
+        routed=(has_slot_GS & real_GS).sum().float(),
         entropy=-(p_GSE * log_p_GSE).sum(),
         confidence=p_GSE.amax(-1).sum(),
         slots=torch.full((), float(G * E * C), device=log_p_GSE.device),
         groups=torch.full((), float(G), device=log_p_GSE.device),
-        aux=aux_loss.detach().float(),
+        aux=decision.aux_loss.detach().float(),
         z=z_real.detach().float(),
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.routing.settings import expert_gradient_factor
-from conf.schema import ModelConfig, MoeConfig
+from conf.routing.settings import MoeRules
+from conf.schema import Ffn
 from model.activations import ACTIVATIONS
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
@@ -27,21 +27,23 @@ class ExpertBank(nn.Module):
     wi_0: Tensor
     wi_1: Tensor
 
-    def __init__(self, model: ModelConfig, moe: MoeConfig, *, name: str, exchange: ExpertExchange) -> None:
+    def __init__(
+        self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, name: str, exchange: ExpertExchange
+    ) -> None:
         super().__init__()
-        self.ffn, self.activation = model.ffn, ACTIVATIONS[model.ffn]
-        self.dropout = moe.expert_dropout
-        self.gradient_factor = expert_gradient_factor(moe)
+        self.ffn, self.activation = ffn, ACTIVATIONS[ffn]
+        self.dropout = rules.expert_dropout
+        self.gradient_factor = rules.expert_gradient_factor
         self.site = f"{name}.expert_dropout"
-        self.num_local = moe.num_experts // exchange.ep_size
-        self.columns = model.d_ff // exchange.etp_size
+        self.num_local = rules.num_experts // exchange.ep_size
+        self.columns = d_ff // exchange.etp_size
         self.first_expert = exchange.ep_rank * self.num_local
         self.first_column = exchange.etp_rank * self.columns
-        into = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=model.d_model)
-        for weight in ("wi_0", "wi_1") if model.ffn == "gated_gelu" else ("wi",):
-            self.register_parameter(weight, _empty((self.num_local, model.d_model, self.columns), into))
-        out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=model.d_ff)
-        self.wo = _empty((self.num_local, self.columns, model.d_model), out)
+        into = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=d_model)
+        for weight in ("wi_0", "wi_1") if ffn == "gated_gelu" else ("wi",):
+            self.register_parameter(weight, _empty((self.num_local, d_model, self.columns), into))
+        out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=d_ff)
+        self.wo = _empty((self.num_local, self.columns, d_model), out)
 
     def forward(self, rows_XRD: Tensor, *, capacity: int, noise: NoiseKey | None) -> Tensor:
         """Every row through its expert: `[X, R, D]`. `noise.rows_B`: first global row of each of the R/C groups.
@@ -60,7 +62,7 @@ class ExpertBank(nn.Module):
         return torch.bmm(hidden_XRF, self._weight(self.wo))
 
     def _weight(self, weight: Tensor) -> Tensor:
-        """The weight, with its gradient scaled where the semantics' trainer scales it."""
+        """The weight, with its gradient scaled where the rules say so."""
         return weight if self.gradient_factor == 1 else _Scaled.apply(weight, self.gradient_factor)  # type: ignore[return-value]
 
     def _keep(self, noise: NoiseKey, capacity: int) -> Tensor:

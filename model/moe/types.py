@@ -35,7 +35,7 @@ class RouterStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routing:
+class Decision:
     """Where every token goes. Dispatch carries no gradient; `gates_GSK` does.
 
     K is the most slots a token can hold: 1, the choices of top_2 and its like, or E where experts choose tokens.
@@ -46,11 +46,18 @@ class Routing:
     gates_GSK: Tensor  # fp32 combine weight of each choice; 0 where dropped
     choices_GSQ: Tensor  # int64 expert of each choice that was looked at; Q >= K
     places_GSQ: Tensor  # int64 place of that choice in its expert's queue, which may exceed the capacity; -1: none
-    capacity: int
+    load_GSE: Tensor  # fp32 how often each token asks for each expert, before capacity
     aux_loss: Tensor  # fp32 scalar with gradient: sum over the G local groups of the group's loss (unweighted)
-    z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens the semantics counts
+    logits_GSE: Tensor  # what was decided by, fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing(Decision):
+    """A decision, and what the losses and the log need beside it."""
+
+    capacity: int
+    z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens that the z-loss counts
     stats: RouterStats
-    logits_GSE: Tensor  # fp32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from conf.derived.layers import is_sparse_layer
-from conf.schema import ModelConfig, MoeConfig, Stack
+from conf.routing.settings import MoeRules
+from conf.schema import ModelConfig, Stack
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
@@ -42,12 +42,12 @@ class BlockOutput:
 
 
 class Block(nn.Module):
-    """A layer of the encoder or of the decoder."""
+    """A layer of the encoder or of the decoder; `rules`: its experts', None: a dense feed-forward layer."""
 
     def __init__(
         self,
         model: ModelConfig,
-        moe: MoeConfig,
+        rules: MoeRules | None,
         *,
         stack: StackName,
         index: int,
@@ -63,9 +63,11 @@ class Block(nn.Module):
             self.cross_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
             self.cross_attention = Attention(model, name=f"{self.name}.cross_attention", layers=layers)
         self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
-        self.is_sparse = is_sparse_layer(model, moe, stack, index)
-        if self.is_sparse:
-            self.ff = MoeLayer(model, moe, name=self.name, exchange=exchange)
+        self.is_sparse = rules is not None
+        if rules is not None:
+            self.ff = MoeLayer(
+                rules, d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name=self.name, exchange=exchange
+            )
         else:
             self.ff = FEED_FORWARD[model.ffn](model, name=f"{self.name}.ff", layers=layers)
 
@@ -78,9 +80,10 @@ class Block(nn.Module):
         *,
         mode: RouteMode,
         noise: NoiseKey | None,
+        ids_BL: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> BlockOutput:
-        """[B, L, D] -> [B, L, D]. `real_BL` marks the tokens that may take expert slots.
+        """[B, L, D] -> [B, L, D]. `real_BL` marks the tokens that may take expert slots, `ids_BL` are their ids.
 
         With a `cache` the sublayers attend to it: `x_BLD` then holds the next positions only.
         """
@@ -96,7 +99,7 @@ class Block(nn.Module):
             x_BLD = x_BLD + self._drop(mixed_BLD, noise, "cross_attention")
         normed_BLD = self.ff_norm(x_BLD)
         if self.is_sparse:
-            out_BLD, routing = self.ff(normed_BLD, real_BL, mode=mode, noise=noise)
+            out_BLD, routing = self.ff(normed_BLD, real_BL, mode=mode, noise=noise, ids_BL=ids_BL)
         else:
             out_BLD, routing = self.ff(normed_BLD, noise), None
         return BlockOutput(x_BLD=x_BLD + self._drop(out_BLD, noise, "ff"), routing=routing)

@@ -84,7 +84,9 @@ class SwitchTransformer(nn.Module):
         encoded = self.encode(encoder_tokens_BL, mode=mode, noise=noise)
         memory = self.memory(encoded.hidden_BLD, encoder_tokens_BL)
         real_BT = targets_BT != PAD
-        decoded = self.decoder(self.embed(decoder_inputs_BT, "decoder"), real_BT, memory, mode=mode, noise=noise)
+        decoded = self.decoder(
+            self.embed(decoder_inputs_BT, "decoder"), real_BT, memory, mode=mode, noise=noise, ids_BL=decoder_inputs_BT
+        )
         loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
         return ModelOutput(
             # where, not a product: a loss that is not finite at padding must not leak.
@@ -102,7 +104,8 @@ class SwitchTransformer(nn.Module):
 
     def encode(self, tokens_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> StackOutput:
         """Encoder output [B, L, D] of token ids; id 0 is padding."""
-        return self.encoder(self.embed(tokens_BL, "encoder"), tokens_BL != PAD, mode=mode, noise=noise)
+        embedded_BLD = self.embed(tokens_BL, "encoder")
+        return self.encoder(embedded_BLD, tokens_BL != PAD, mode=mode, noise=noise, ids_BL=tokens_BL)
 
     def memory(self, encoded_BLD: Tensor, tokens_BL: Tensor) -> Memory:
         """What the decoder attends to."""
@@ -129,5 +132,6 @@ class SwitchTransformer(nn.Module):
 
     def next_logits(self, tokens_B: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
         """One cached decoding step: logits [B, vocabulary] after `tokens_B`, whole on every tensor rank."""
-        hidden_B1D = self.decoder.step(self.embed(tokens_B[:, None], "decoder"), memory, caches, mode=mode)
+        ids_B1 = tokens_B[:, None]
+        hidden_B1D = self.decoder.step(self.embed(ids_B1, "decoder"), ids_B1, memory, caches, mode=mode)
         return self.factory.gather_logits(self.logits(hidden_B1D))[:, 0, : self.config.vocab_size]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from conf.derived.layers import is_sparse_layer
+from conf.routing.settings import moe_rules
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.block import Block, BlockOutput, Memory, StackName
@@ -56,8 +59,9 @@ class Stack(nn.Module):
             bidirectional=name == "encoder",
         )
         depth = model.num_encoder_layers if name == "encoder" else model.num_decoder_layers
+        rules = [moe_rules(moe, name) if is_sparse_layer(model, moe, name, i) else None for i in range(depth)]
         self.layers = nn.ModuleList(
-            Block(model, moe, stack=name, index=i, layers=layers, exchange=exchange) for i in range(depth)
+            Block(model, rules[i], stack=name, index=i, layers=layers, exchange=exchange) for i in range(depth)
         )
         self.final_norm = RmsNorm(model.d_model, model.norm_epsilon)
 
@@ -69,11 +73,13 @@ class Stack(nn.Module):
         *,
         mode: RouteMode,
         noise: NoiseKey | None,
+        ids_BL: Tensor | None = None,
     ) -> StackOutput:
         """Run embedded tokens [B, L, D] through the stack.
 
         `real_BL`: tokens that are no padding; they alone take expert slots, and in the encoder they alone are
-        attended to. The decoder attends causally, so padding after the targets cannot reach them.
+        attended to. The decoder attends causally, so padding after the targets cannot reach them. `ids_BL`: the tokens
+        themselves, for routers that read them.
         """
         length = x_BLD.shape[1]
         bias = self.relative_bias(length, length)
@@ -84,7 +90,7 @@ class Stack(nn.Module):
         x_BLD = dropout(x_BLD, self.p, noise, f"{self.name}.embedding")
         routing: list[LayerRouting] = []
         for block in self.layers:
-            out = self._run(block, x_BLD, real_BL, bias, memory, mode, noise)
+            out = self._run(block, x_BLD, real_BL, bias, memory, mode=mode, noise=noise, ids_BL=ids_BL)
             x_BLD = out.x_BLD
             if out.routing is not None:
                 routing.append(out.routing)
@@ -96,29 +102,20 @@ class Stack(nn.Module):
         cross = [block.cross_attention.keys_values(memory.hidden_BMD) for block in self.layers]  # type: ignore[union-attr]
         return tuple(LayerCache(cross=c, max_length=max_length) for c in cross)
 
-    def step(self, x_B1D: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
+    def step(
+        self, x_B1D: Tensor, ids_B1: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode
+    ) -> Tensor:
         """Next position of every row [B, 1, D] -> [B, 1, D], reading and extending `caches`."""
         seen = caches[0].length
         bias = self.relative_bias(1, seen + 1, first_query=seen)
         real_B1 = torch.ones(x_B1D.shape[:2], dtype=torch.bool, device=x_B1D.device)
         for block, cache in zip(self.layers, caches, strict=True):
-            x_B1D = block(x_B1D, real_B1, bias, memory, mode=mode, noise=None, cache=cache).x_BLD
+            x_B1D = block(x_B1D, real_B1, bias, memory, mode=mode, noise=None, ids_BL=ids_B1, cache=cache).x_BLD
         return self.final_norm(x_B1D)
 
-    def _run(
-        self,
-        block: nn.Module,
-        x_BLD: Tensor,
-        real_BL: Tensor,
-        bias: Tensor,
-        memory: Memory | None,
-        mode: RouteMode,
-        noise: NoiseKey | None,
-    ) -> BlockOutput:
+    def _run(self, block: nn.Module, *tensors: Tensor | Memory | None, **how: Any) -> BlockOutput:
+        """The block, its activations dropped until backward where they are to be recomputed."""
         if not (self.recompute and torch.is_grad_enabled()):
-            return block(x_BLD, real_BL, bias, memory, mode=mode, noise=noise)
+            return block(*tensors, **how)
         # Noise is keyed, so recomputation repeats it without any generator state to restore.
-        return checkpoint(  # type: ignore[return-value]
-            block, x_BLD, real_BL, bias, memory,
-            mode=mode, noise=noise, use_reentrant=False, preserve_rng_state=False,
-        )  # fmt: skip
+        return checkpoint(block, *tensors, **how, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]

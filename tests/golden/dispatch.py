@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
 from model.moe.experts import ExpertBank
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.types import Routing
 from parallel.layers.experts import LocalExchange
-from tests.model.moe.build import model_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,10 +56,10 @@ def _lexicographic(rows_n4: Tensor) -> Tensor:
 
 def expert_bank(moe: MoeConfig, wi: Tensor, wo: Tensor, dtype: torch.dtype) -> ExpertBank:
     """Our relu experts with recorded weights. Scaling their gradients is the trainer's business, not the layer's."""
-    moe = replace(moe, defects="mended")
+    rules = replace(moe_rules(moe, "encoder"), expert_gradient_factor=1)
     _, d_model, d_ff = wi.shape
-    model = model_config("relu", d_model=d_model, d_ff=d_ff)
-    experts = ExpertBank(model, moe, name="encoder.1", exchange=LocalExchange()).to(dtype)
+    experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn="relu", name="encoder.1", exchange=LocalExchange())
+    experts.to(dtype)
     experts.wi.data.copy_(wi)
     experts.wo.data.copy_(wo)
     return experts

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conf.derived.groups import expert_capacity
-from conf.routing.settings import RouterSettings, router_settings
-from conf.schema import MoeConfig, PaddingName, RouterName
-from model.moe.routers.router import route
+from conf.routing.settings import moe_rules
+from conf.schema import MoeConfig, PaddingName
 from model.moe.types import Routing
 from tests.golden.compare import (
     Comparison,
@@ -34,6 +33,7 @@ from tests.golden.compare import (
 from tests.golden.dispatch import DTYPES, coo, dtype_name, expert_bank, grads_of, run_experts
 from tests.golden.grouping import flaxformer_groups, flaxformer_padding
 from tests.golden.reader import GoldenCase, read_cases
+from tests.model.moe.routers.call import route_tokens
 from tests.model.t5.build import MOE
 
 # Class of router -> what it does with padding when it ignores it.
@@ -97,7 +97,7 @@ def check_known(case: GoldenCase) -> None:
 
 def moe_of(config: dict[str, Any]) -> MoeConfig:
     """Our settings for a case: the reference to the letter, its defects included."""
-    router: RouterName = "expert_choice"
+    router = "expert_choice"
     if config["router"] != "experts_choose_masked":
         router = "switch_max" if config["bpr"] else "switch" if config["k"] == 1 else "top_2"
     return replace(
@@ -134,17 +134,17 @@ class FlaxCase:
         self.x = self.want["x"].to(self.act).requires_grad_()
         self.kernel = self.want["router_kernel"].clone().requires_grad_()
 
-    def route(self, x_GSD: Tensor, capacity: int) -> None:
+    def route_tokens(self, x_GSD: Tensor, capacity: int) -> None:
         """Route grouped tokens; padding is what is exactly zero."""
         self.G, self.S, _ = x_GSD.shape
         self.capacity = capacity
         self.real_GS = x_GSD.detach().abs().sum(-1) > 0
-        settings: RouterSettings = router_settings(self.moe, "encoder")
+        rules = moe_rules(self.moe, "encoder")
         if self.config["router_dtype"] == "bfloat16":
-            settings = replace(settings, math="activation", product="activation")
+            rules = replace(rules, rounding=replace(rules.rounding, softmax="activation", product="activation"))
             x_GSD = x_GSD.bfloat16()
         tap = RouterBias(self.want["router_bias"]) if self.config["use_bias"] else None
-        self.routing: Routing = route(x_GSD, self.real_GS, self.kernel, settings=settings, capacity=capacity, tap=tap)
+        self.routing: Routing = route_tokens(x_GSD, self.real_GS, self.kernel, rules=rules, capacity=capacity, tap=tap)
         self.gates_GSK = self.routing.gates_GSK.to(self.combine)
         self.coo = coo(self.routing, self.gates_GSK)
         self.aux = self.routing.aux_loss / self.G

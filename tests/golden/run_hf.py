@@ -29,10 +29,10 @@ from model.losses import LossParts, LossScale, micro_batch_loss
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import ModelOutput, SwitchTransformer
-from parallel.layers.experts import LocalExchange
 from parallel.mesh.axes import single_process
 from tests.golden.compare import Comparison, Unsupported, close, exact, runner, scalar
 from tests.golden.reader import read_manifest, whole_file
+from tests.model.moe.build import layer_of
 from trainer.commands.import_hf import Import, open_import
 
 Case = tuple[str, Comparison]
@@ -362,7 +362,7 @@ def _layer(config: dict[str, Any], arrays: dict[str, Tensor], dtype: torch.dtype
         "moe.min_expert_capacity": config["expert_capacity"],
     }
     cfg = compose(["model=switch_base_8", "moe=hf", *(f"{key}={value}" for key, value in settings.items())])
-    layer = MoeLayer(cfg.model, cfg.moe, name="encoder.1", exchange=LocalExchange())
+    layer = layer_of(cfg.model, cfg.moe)
     with torch.no_grad():
         layer.router.weight.copy_(arrays["router_kernel"].T)  # fp32 in both recordings
         layer.experts.wi.copy_(arrays["wi"].to(dtype).transpose(1, 2))

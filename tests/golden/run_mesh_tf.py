@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from conf.derived.groups import expert_capacity
-from conf.routing.settings import LOOKS_AHEAD, router_settings
-from conf.schema import MoeConfig, RouterName
-from model.moe.routers.router import route
+from conf.routing.routers import ROUTERS as ROWS
+from conf.routing.settings import moe_rules
+from conf.schema import MoeConfig
 from model.moe.types import Routing
 from tests.golden.compare import (
     Comparison,
@@ -33,9 +33,10 @@ from tests.golden.compare import (
 from tests.golden.dispatch import DTYPES, coo, dtype_name, expert_bank, grads_of, run_experts
 from tests.golden.grouping import mesh_tf_groups
 from tests.golden.reader import GoldenCase, read_cases
+from tests.model.moe.routers.call import route_tokens
 from tests.model.t5.build import MOE
 
-ROUTERS: dict[str, RouterName] = {
+ROUTERS: dict[str, str] = {
     "switch": "switch",
     "top_2": "top_2",
     "switch_max": "switch_max",
@@ -113,20 +114,20 @@ class MeshCase:
         assert groups is not None, "a mesh of 1 divides everything"
         self.G, self.S = groups
         self.capacity = expert_capacity(self.moe, self.S, train=self.config["train"])
-        if self.capacity > self.S and self.moe.router in LOOKS_AHEAD:
+        if self.capacity > self.S and ROWS[self.moe.router].looks_ahead:
             raise Unsupported(
                 f"{case.name}: {self.config['gating']} with a capacity of {self.capacity} for {self.S} tokens, which "
                 "the reference refuses or, up to 4, fills with the same token twice"
             )
-        self.settings = router_settings(self.moe, "encoder")
+        rules = moe_rules(self.moe, "encoder")
         self.x = self.want["x"].to(self.dtype).requires_grad_()
         self.kernel = self.want["router_kernel"].clone().requires_grad_()
         mask = self.want.get("importance", torch.ones(self.x.shape[:2]))
         self.importance_GS = mask.view(self.G, self.S)
         self.real_GS = self.importance_GS == 1
         x_GSD = self.x.view(self.G, self.S, -1)
-        self.routing: Routing = route(
-            x_GSD, self.real_GS, self.kernel, settings=self.settings, capacity=self.capacity,
+        self.routing: Routing = route_tokens(
+            x_GSD, self.real_GS, self.kernel, rules=rules, capacity=self.capacity,
             importance_GS=self.importance_GS,
         )  # fmt: skip
         self.gates_GSK = self.routing.gates_GSK.to(self.dtype)

@@ -14,13 +14,13 @@ import torch
 from conf.compose import compose
 from conf.errors import PointsmanError
 from conf.schema import MoeConfig, RunConfig
-from model.init import initialise
+from model.init import InitKey, initialise
 from model.moe.layer import MoeLayer
-from parallel.layers.experts import LocalExchange
 from parallel.layers.sharding import cast_module
 from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
 from tests.gpu.devices import EVERY_DEVICE
+from tests.model.moe.build import layer_of
 
 ROWS, LENGTH, WIDTH = 8, 12, 16
 SMALL = (
@@ -75,8 +75,8 @@ def whole_numbers(routing) -> dict[str, torch.Tensor]:
 
 def layer_on(cfg: RunConfig, device: str, dtype: torch.dtype, *, rounded: torch.dtype) -> tuple[MoeLayer, Watch]:
     """A layer whose expert weights were rounded to `rounded` first, so that all precisions hold equal weights."""
-    layer = MoeLayer(cfg.model, cfg.moe, name="encoder.1", exchange=LocalExchange())
-    initialise(layer, single_process(), seed=3, scale=1.0)
+    layer = layer_of(cfg.model, cfg.moe)
+    initialise(layer, single_process(), InitKey(seed=3, scale=1.0, rules=layer.rules.init))
     cast_module(layer, rounded)
     # eighths: sums of their products are exact in fp32 in every order, ties included
     layer.router.weight.data = (layer.router.weight.data * 8).round() / 8
@@ -151,7 +151,7 @@ def test_bf16_decides_as_fp64_and_stays_near(device):
 def test_no_router_asks_for_a_value(name):
     """Without a GPU: tensors on the meta device have no values, whatever needs one on the host raises."""
     cfg = CONFIGS[name]
-    layer = MoeLayer(cfg.model, cfg.moe, name="encoder.1", exchange=LocalExchange()).to("meta")
+    layer = layer_of(cfg.model, cfg.moe).to("meta")
     x = torch.empty(ROWS, LENGTH, WIDTH, device="meta", requires_grad=True)
     real = torch.empty(ROWS, LENGTH, dtype=torch.bool, device="meta")
     key = NoiseKey(seed=9, step=4, rows_B=torch.empty(ROWS, dtype=torch.int64, device="meta"))

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
-from conf.routing.references import SEMANTICS
+from conf.routing.settings import init_rules
 from conf.schema import SemanticsName
 from model.init import InitKey, draw, initialise, tensor_seed
 from parallel.layers.sharding import ParamSpec, tag
 from parallel.mesh.axes import Axis, Mesh, single_process
-from tests.model.t5.build import MODEL, make_model
+from tests.model.t5.build import MODEL, MOE, make_model
 
 D, FF, EXPERTS, VOCAB = 16, 12, 4, 128
 
@@ -25,6 +26,10 @@ def groups(*, tp: tuple[int, int] = (1, 0), ep: tuple[int, int] = (1, 0), etp: t
     """Groups by hand, (size, rank) per axis: the initialiser reads nothing else."""
     one = {name: axis(name, 1, 0) for name in ("world", "dp", "edp", "control")}
     return Mesh(tp=axis("tp", *tp), ep=axis("ep", *ep), etp=axis("etp", *etp), **one)
+
+
+def key_of(seed: int, scale: float = 0.1, semantics: SemanticsName = "mesh_tf") -> InitKey:
+    return InitKey(seed=seed, scale=scale, rules=init_rules(replace(MOE, semantics=semantics)))
 
 
 class Toy(nn.Module):
@@ -47,10 +52,10 @@ class Toy(nn.Module):
 @pytest.mark.parametrize(("tp", "ep", "etp"), [(2, 1, 2), (1, 2, 1), (2, 2, 1), (2, 2, 2), (1, 4, 1)])
 def test_every_layout_gets_slices_of_the_same_weights(tp: int, ep: int, etp: int) -> None:
     whole = Toy()
-    initialise(whole, single_process(), seed=5, scale=0.1)
+    initialise(whole, single_process(), key_of(5))
     for t, e, x in product(range(tp), range(ep), range(etp)):
         part = Toy(tp, ep, etp)
-        initialise(part, groups(tp=(tp, t), ep=(ep, e), etp=(etp, x)), seed=5, scale=0.1)
+        initialise(part, groups(tp=(tp, t), ep=(ep, e), etp=(etp, x)), key_of(5))
         assert torch.equal(part.shared, whole.shared.chunk(tp, 0)[t])
         assert torch.equal(part.wo, whole.wo.chunk(tp, 1)[t])
         assert torch.equal(part.bias, whole.bias.chunk(tp, 1)[t])
@@ -61,7 +66,7 @@ def test_every_layout_gets_slices_of_the_same_weights(tp: int, ep: int, etp: int
 def test_weights_depend_on_seed_name_and_expert() -> None:
     toy, again, other = Toy(), Toy(), Toy()
     for module, seed in ((toy, 1), (again, 1), (other, 2)):
-        initialise(module, single_process(), seed=seed, scale=0.1)
+        initialise(module, single_process(), key_of(seed))
     assert torch.equal(toy.wo, again.wo)
     assert not torch.equal(toy.wo, other.wo)
     assert not torch.equal(toy.experts[0], toy.experts[1])
@@ -71,8 +76,7 @@ def test_weights_depend_on_seed_name_and_expert() -> None:
 
 
 def drawn(spec: ParamSpec, *shape: int, semantics: SemanticsName = "mesh_tf", scale: float = 0.1) -> torch.Tensor:
-    key = InitKey(seed=1, scale=scale, row=SEMANTICS[semantics])
-    return draw(spec, shape, name="w", expert=None, key=key)
+    return draw(spec, shape, name="w", expert=None, key=key_of(1, scale, semantics))
 
 
 LINEAR = ParamSpec(dims=("embed", "ff"), fan_in=64)

@@ -11,21 +11,38 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from model.moe.types import Decision
+
 
 class Slots(NamedTuple):
-    """One routing decision."""
+    """Who sits where."""
 
+    choices_GSK: Tensor  # int64 expert of each choice
     slots_GSK: Tensor  # int64 flat slot e * C + c of each choice; E * C: dropped
     tokens_GEC: Tensor  # int64 token in each slot; S: empty
     kept_GSK: Tensor  # bool
-    queued_GSK: Tensor  # int64 place of each choice in its expert's queue; it may exceed the capacity; -1: not queued
+    places_GSK: Tensor  # int64 place of each choice in its expert's queue; it may exceed the capacity; -1: not queued
 
 
 Rounds = Literal["every_choice", "until_kept"]
 
 
+def decision(slots: Slots, *, gates_GSK: Tensor, load_GSE: Tensor, aux_loss: Tensor, logits_GSE: Tensor) -> Decision:
+    """What a router hands over."""
+    return Decision(
+        slots_GSK=slots.slots_GSK,
+        tokens_GEC=slots.tokens_GEC,
+        gates_GSK=gates_GSK,
+        choices_GSQ=slots.choices_GSK,
+        places_GSQ=slots.places_GSK,
+        load_GSE=load_GSE,
+        aux_loss=aux_loss,
+        logits_GSE=logits_GSE,
+    )
+
+
 @torch.no_grad()
-def tokens_choose(
+def queue(
     choice_GSK: Tensor,
     takes_GSK: Tensor,
     *,
@@ -67,11 +84,11 @@ def tokens_choose(
     if empty_GSK is not None:
         kept_GSK = kept_GSK & ~empty_GSK
     slots_GSK = torch.where(kept_GSK, choice_GSK * capacity + place_GSK, num_experts * capacity)
-    return Slots(slots_GSK, invert(slots_GSK, num_experts, capacity), kept_GSK, place_GSK)
+    return Slots(choice_GSK, slots_GSK, invert(slots_GSK, num_experts, capacity), kept_GSK, place_GSK)
 
 
 @torch.no_grad()
-def experts_choose(score_GSE: Tensor, takes_GSE: Tensor, *, capacity: int, limit_G: Tensor | None = None) -> Slots:
+def best_of_each(score_GSE: Tensor, takes_GSE: Tensor, *, capacity: int, limit_G: Tensor | None = None) -> Slots:
     """Every expert takes its `capacity` tokens of highest score, in falling order; equal scores in token order.
 
     Tokens that `takes_GSE` excludes are taken by nobody, although they hold their place in the order. `limit_G`: slots
@@ -86,7 +103,7 @@ def experts_choose(score_GSE: Tensor, takes_GSE: Tensor, *, capacity: int, limit
         kept_GSE = kept_GSE & (place_GSE < limit_G[:, None, None])
     experts_E = torch.arange(E, device=score_GSE.device)
     slots_GSE = torch.where(kept_GSE, experts_E * capacity + place_GSE, E * capacity)
-    return Slots(slots_GSE, invert(slots_GSE, E, capacity), kept_GSE, place_GSE)
+    return Slots(experts_E.expand_as(slots_GSE), slots_GSE, invert(slots_GSE, E, capacity), kept_GSE, place_GSE)
 
 
 def invert(slots_GSK: Tensor, num_experts: int, capacity: int) -> Tensor:

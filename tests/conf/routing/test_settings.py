@@ -1,4 +1,4 @@
-"""Which routers a semantics has, their settings' ranges, and what an error says."""
+"""What the rules of a stack are: a reference joined with a router and with what the run mends."""
 
 import pytest
 
@@ -6,53 +6,28 @@ from conf.compose import compose
 from conf.derived.estimate import forward_flops, num_active_params, num_params
 from conf.derived.layers import STACKS, sparse_layers
 from conf.errors import ConfigError
-from conf.routing.references import SEMANTICS
-from conf.routing.settings import router_settings
+from conf.routing.routers import ROUTERS
+from conf.routing.settings import moe_rules
 
 
-@pytest.mark.parametrize(
-    ("moe", "router"), [(name, router) for name, row in SEMANTICS.items() for router in row.routers]
-)
-def test_every_pair_of_the_table_composes_and_gives_settings(moe, router):
+@pytest.mark.parametrize(("moe", "router"), [(name, router) for router, row in ROUTERS.items() for name in row.under])
+def test_every_pair_of_the_table_composes_and_gives_rules(moe, router):
     cfg = compose([f"moe={moe}", f"moe.router={router}"])
-    assert router_settings(cfg.moe, "encoder").router == router
-    assert router_settings(cfg.moe, "decoder").router in ("switch", router)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "field", "says"),
-    [
-        (["moe=hf", "moe.router=top_2"], "moe.router", "moe=mesh_tf or moe=flaxformer"),
-        (["moe=paper", "moe.router=ntlb"], "moe.router", "that moe.semantics=paper defines: switch"),
-        (["moe=flaxformer", "moe.router=ntlb"], "moe.router", "switch, top_2, switch_max, expert_choice"),
-        (["moe.decoder_router=expert_choice"], "moe.decoder_router", "later tokens"),
-        (["moe.top_k=2"], "moe.top_k", "needs 1 with moe.router=switch"),
-        (["moe.router=switch_max", "moe.top_k=2"], "moe.top_k", "needs 1"),
-        (["moe.router=ntlb", "moe.top_k=99"], "moe.top_k", "needs 1 to"),
-        (["moe.padding=ignored"], "moe.padding", "moe=flaxformer"),
-        (["moe.second_policy=threshold"], "moe.second_policy", "moe.router=top_2"),
-        (["moe.router=top_2", "moe.second_threshold=0"], "moe.second_threshold", "above 0"),
-        (["moe.router=top_2", "moe.second_loss_weight=-1"], "moe.second_loss_weight", "at least 0"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_the_legal_values(overrides, field, says):
-    with pytest.raises(ConfigError) as caught:
-        compose(overrides)
-    assert caught.value.field == field
-    assert says in str(caught.value)
+    assert moe_rules(cfg.moe, "encoder").router == router
+    assert moe_rules(cfg.moe, "decoder").router in ("switch", router)
 
 
 def test_batch_priority_with_two_choices_is_a_setting_of_flaxformer():
     cfg = compose(["moe=flaxformer", "moe.router=switch_max", "moe.top_k=2"])
-    settings = router_settings(cfg.moe, "encoder")
-    assert (settings.choices, settings.order, settings.gates) == (2, "gate", "full")
-    assert router_settings(cfg.moe, "decoder").choices == 1, "the decoder's switch keeps its own number"
+    rules = moe_rules(cfg.moe, "encoder")
+    assert (rules.router, rules.choices, rules.gates) == ("switch_max", 2, "full")
+    assert moe_rules(cfg.moe, "decoder").choices == 1, "the decoder's switch keeps its own number"
 
 
 def test_flaxformer_takes_any_number_of_choices_and_mesh_tf_two():
     moe = compose(["moe=flaxformer", "moe.router=top_2", "moe.top_k=3"]).moe
-    settings = router_settings(moe, "decoder")
-    assert (settings.router, settings.choices, settings.gates, settings.aux_choices) == ("top_2", 3, "full", "sum")
+    rules = moe_rules(moe, "decoder")
+    assert (rules.router, rules.choices, rules.gates) == ("top_2", 3, "full")
     for overrides in (["moe.router=top_2", "moe.top_k=3"], ["moe=flaxformer", "moe.router=top_2", "moe.top_k=9"]):
         with pytest.raises(ConfigError, match="needs 2"):
             compose(overrides)
@@ -73,7 +48,15 @@ def test_a_second_choice_costs_one_more_expert_in_each_expert_layer():
 def test_the_default_is_mended():
     moe = compose([]).moe
     assert moe.defects == "mended"
-    settings = router_settings(moe, "encoder")
-    assert (settings.kernel, settings.combine, settings.aux_f, settings.aux_mean) == ("fp32", "fp32", "real", "real")
-    reproduced = router_settings(compose(["moe.defects=reproduced"]).moe, "encoder")
-    assert (reproduced.kernel, reproduced.combine, reproduced.aux_f) == ("activation", "activation", "all")
+    rules = moe_rules(moe, "encoder")
+    mended = (rules.rounding.kernel, rules.rounding.combine, rules.aux.f, rules.aux.mean)
+    assert mended == ("fp32", "fp32", "real", "real")
+    reproduced = moe_rules(compose(["moe.defects=reproduced"]).moe, "encoder")
+    kept = (reproduced.rounding.kernel, reproduced.rounding.combine, reproduced.aux.f)
+    assert kept == ("activation", "activation", "all")
+
+
+def test_the_table_and_the_model_know_the_same_routers():
+    from model.moe.routers.table import ROUTERS as DECIDING
+
+    assert ROUTERS.keys() == DECIDING.keys()

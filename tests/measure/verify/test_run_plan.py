@@ -57,7 +57,7 @@ def noise_of_the_rank(job):
 
 def capacity_per_rank(job):
     for layer in expert_layers(job.module, job.cfg).values():
-        layer.moe = replace(layer.moe, group_sequences=micro_batch_size(job.cfg))
+        layer.rules = replace(layer.rules, group_sequences=micro_batch_size(job.cfg))
 
 
 def experts_swapped(job):

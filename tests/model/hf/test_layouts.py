@@ -11,6 +11,7 @@ from model.losses import LossScale, micro_batch_loss
 from model.moe.balance import joined_loss
 from model.moe.types import LayerBalance
 from tests.model.layouts import Layout, assert_equals_one_process
+from tests.model.moe.build import layer_of
 from tests.model.t5.build import MOE, make_batch, make_model, run_config
 
 HF = replace(
@@ -96,8 +97,6 @@ def test_a_stack_with_experts_in_every_layer_has_no_router_losses() -> None:
 
 def test_jitter_reaches_the_experts_in_fp32_unless_mended() -> None:
     """With all tokens at one expert of identity weights the layer's output shows what the expert was given."""
-    from model.moe.layer import MoeLayer
-    from parallel.layers.experts import LocalExchange
     from parallel.rng import NoiseKey
     from tests.model.t5.build import MODEL
 
@@ -106,7 +105,7 @@ def test_jitter_reaches_the_experts_in_fp32_unless_mended() -> None:
 
     def given(defects: str, dtype: torch.dtype) -> bool:
         experts = replace(HF, num_experts=1, min_expert_capacity=8, defects=defects)
-        layer = MoeLayer(replace(MODEL, d_ff=16), experts, name="encoder.1", exchange=LocalExchange())
+        layer = layer_of(replace(MODEL, d_ff=16), experts)
         for weight in (layer.experts.wi, layer.experts.wo):
             weight.data = torch.eye(16)[None]
         layer.router.weight.data.zero_()

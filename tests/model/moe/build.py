@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig, RouterName, SemanticsName
+from conf.routing.settings import moe_rules
+from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig, SemanticsName
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from parallel.layers.experts import ExpertExchange, LocalExchange
@@ -31,7 +32,7 @@ class Variant:
     to_one_expert: bool = False  # a router that sends every token to expert 1
     empty_rows: int = 0  # the first rows of the batch are padding only
     mode: RouteMode = "train"
-    router: RouterName = "switch"
+    router: str = "switch"
     semantics: SemanticsName = "mesh_tf"
     defects: DefectsName = "mended"
 
@@ -59,9 +60,18 @@ def parallel_config(tp: int, ep: int, etp: int) -> ParallelConfig:
     return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20.0)
 
 
+def layer_of(
+    model: ModelConfig, moe: MoeConfig, *, name: str = "encoder.1", exchange: ExpertExchange | None = None
+) -> MoeLayer:
+    """The expert layer of a configuration, its weights not set."""
+    rules = moe_rules(moe, "encoder" if name.startswith("encoder") else "decoder")
+    exchange = exchange or LocalExchange()
+    return MoeLayer(rules, d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name=name, exchange=exchange)
+
+
 def build_layer(v: Variant, *, exchange: ExpertExchange | None = None, mesh: Mesh | None = None) -> MoeLayer:
     """An fp64 layer whose logical weights depend on the variant only."""
-    layer = MoeLayer(model_config(v.ffn), moe_config(v), name="encoder.1", exchange=exchange or LocalExchange())
+    layer = layer_of(model_config(v.ffn), moe_config(v), exchange=exchange)
     layer.double()
     mesh = mesh or single_process()
     for seed, (name, parameter) in enumerate(sorted(layer.named_parameters())):

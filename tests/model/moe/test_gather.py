@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conf.routing.settings import router_settings
+from conf.routing.settings import moe_rules
 from model.moe.gather import SlotIndex, combine, dispatch, slot_index
-from model.moe.routers.router import route
 from model.moe.types import Routing
+from tests.model.moe.routers.call import route_tokens
 from tests.model.moe.routers.test_router import problem
 from tests.model.t5.build import MOE
 
-MESH = router_settings(MOE, "encoder")
+MESH = moe_rules(MOE, "encoder")
 
 
 def routed(capacity: int, *, groups: int = 2, tokens: int = 6, experts: int = 3) -> tuple[torch.Tensor, Routing]:
     x, real, weight = problem(1, groups, tokens, experts)
-    return x, route(x, real, weight, settings=MESH, capacity=capacity)
+    return x, route_tokens(x, real, weight, rules=MESH, capacity=capacity)
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 2, 9])

@@ -9,12 +9,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from conf.derived.groups import expert_capacity
-from model.moe.layer import MoeLayer
-from parallel.layers.experts import LocalExchange
 from parallel.layers.sharding import cast_module, spec_of
 from parallel.rng import NoiseKey
-from tests.model.moe.build import BATCH, D_MODEL, LENGTH, Variant, batch, build_layer, model_config, moe_config
+from tests.model.moe.build import (
+    BATCH,
+    D_MODEL,
+    LENGTH,
+    Variant,
+    batch,
+    build_layer,
+    layer_of,
+    model_config,
+    moe_config,
+)
 from tests.model.moe.oracle import naive_layer, naive_route
 
 NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
@@ -33,7 +40,7 @@ def test_equals_naive_layer_with_all_gradients(group_sequences, mode):
     x.grad = None
     layer.zero_grad()
     shape = (BATCH // group_sequences, group_sequences * LENGTH)
-    capacity = expert_capacity(layer.moe, shape[1], train=mode == "train")
+    capacity = layer.rules.capacity.slots(shape[1], train=mode == "train")
     weights = (layer.router.weight, layer.experts.wi, layer.experts.wo)
     want = naive_layer(x.view(*shape, D_MODEL), real.view(shape), *weights, capacity)
     torch.testing.assert_close(y, want.view_as(y), rtol=1e-12, atol=1e-12)
@@ -139,7 +146,7 @@ class SeenOps(TorchDispatchMode):
 def test_nothing_waits_for_the_device_or_adds_into_rows():
     v = Variant(jitter=0.1, expert_dropout=0.1)
     # Tensors on the meta device have no values: whatever needs one on the host raises.
-    layer = MoeLayer(model_config(), moe_config(v), name="encoder.1", exchange=LocalExchange()).to("meta")
+    layer = layer_of(model_config(), moe_config(v)).to("meta")
     x = torch.empty(BATCH, LENGTH, D_MODEL, device="meta", requires_grad=True)
     real = torch.empty(BATCH, LENGTH, device="meta", dtype=torch.bool)
     with SeenOps() as seen:
@@ -152,7 +159,7 @@ def test_nothing_waits_for_the_device_or_adds_into_rows():
 
 
 def test_mixed_precision_keeps_the_router_fp32():
-    layer = MoeLayer(model_config("gated_gelu"), moe_config(Variant()), name="decoder.1", exchange=LocalExchange())
+    layer = layer_of(model_config("gated_gelu"), moe_config(Variant()), name="decoder.1")
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     cast_module(layer, torch.bfloat16)

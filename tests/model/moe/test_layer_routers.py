@@ -7,22 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.derived.groups import expert_capacity
 from conf.routing.references import SEMANTICS
-from conf.routing.settings import router_settings
-from conf.schema import RouterName, SemanticsName
-from model.moe.capacity import capacities
-from model.moe.layer import MoeLayer
+from conf.routing.routers import ROUTERS
+from conf.routing.settings import moe_rules
+from conf.schema import SemanticsName
+from model.moe.layer import _evaluation_slots
 from model.moe.types import Routing
-from parallel.layers.experts import LocalExchange
 from parallel.rng import NoiseKey
-from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, model_config, moe_config
+from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, layer_of, model_config, moe_config
 
-PAIRS = [(name, router) for name, row in SEMANTICS.items() for router in row.routers]
+PAIRS = [(name, router) for router, row in ROUTERS.items() for name in row.under]
 NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
 
 
-def variant(semantics: SemanticsName, router: RouterName, **more) -> Variant:
+def variant(semantics: SemanticsName, router: str, **more) -> Variant:
     return Variant(semantics=semantics, router=router, **more)
 
 
@@ -68,7 +66,7 @@ def test_padding_in_front_of_a_token_takes_its_slot_where_the_semantics_routes_p
     """Where evaluation does depend on a sequence's own padding, at the same padded length."""
     layer = build_layer(Variant(semantics=semantics, to_one_expert=True, mode="eval"))
     x, real, _ = batch(Variant())
-    assert expert_capacity(layer.moe, LENGTH, train=False) < LENGTH
+    assert layer.rules.capacity.slots(LENGTH, train=False) < LENGTH
     padded = torch.ones_like(real)
     padded[:, : LENGTH - 1] = False
     with torch.no_grad():
@@ -92,18 +90,12 @@ def test_no_drop_depends_on_neither_neighbours_nor_padding(semantics, router):
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
-@pytest.mark.parametrize("train", [True, False])
-def test_capacity_of_tensors_is_the_capacity_of_numbers(semantics, train):
+def test_evaluation_slots_are_the_capacity_of_each_number_of_tokens(semantics):
     for factor in (0.5, 1.0, 1.25):
-        moe = moe_config(Variant(semantics=semantics, experts=8, capacity_factor=factor), min_expert_capacity=2)
-        tokens = torch.arange(0, 200)
-        want = [expert_capacity(moe, int(n), train=train) for n in tokens]
-        assert capacities(moe, tokens, train=train).tolist() == want
-
-
-def test_capacity_of_tensors_stops_at_the_group():
-    moe = moe_config(Variant(experts=2, capacity_factor=5.0), min_expert_capacity=3)
-    assert capacities(moe, torch.tensor([0, 2, 4, 9]), train=True).tolist() == [3, 3, 4, 9]
+        moe = moe_config(Variant(semantics=semantics, experts=8), min_expert_capacity=2)
+        rule = moe_rules(replace(moe, eval_capacity_factor=factor), "encoder").capacity
+        slots = _evaluation_slots(rule, 199, torch.device("cpu"))
+        assert slots.tolist() == [rule.slots(tokens, train=False) for tokens in range(200)]
 
 
 class Decided(list[Routing]):
@@ -118,7 +110,7 @@ class Decided(list[Routing]):
 
 def test_jitter_that_leaks_is_the_one_the_router_sees():
     layer = build_layer(variant("hf", "switch", defects="reproduced", jitter=0.9, experts=1))
-    layer.moe = replace(layer.moe, min_expert_capacity=LENGTH)
+    layer.rules = replace(layer.rules, capacity=replace(layer.rules.capacity, minimum=LENGTH))
     layer.tap = seen = Decided()
     rows: list[torch.Tensor] = []
     layer.experts.register_forward_pre_hook(lambda _, given: rows.append(given[0].detach()))
@@ -161,11 +153,11 @@ def test_experts_have_the_tanh_form_of_gelu(ffn):
 def test_a_decoder_does_not_look_ahead_unless_told():
     for router in ("expert_choice", "switch_max"):
         moe = moe_config(Variant(router=router))
-        layer = MoeLayer(model_config(), moe, name="decoder.1", exchange=LocalExchange())
-        assert layer.settings.router == "switch"
-        assert router_settings(moe, "encoder").router == router
-    assert router_settings(replace(moe, decoder_router="switch_max"), "decoder").router == "switch_max"
-    assert router_settings(moe_config(Variant(router="top_2")), "decoder").router == "top_2"
+        layer = layer_of(model_config(), moe, name="decoder.1")
+        assert layer.rules.router == "switch"
+        assert moe_rules(moe, "encoder").router == router
+    assert moe_rules(replace(moe, decoder_router="switch_max"), "decoder").router == "switch_max"
+    assert moe_rules(moe_config(Variant(router="top_2")), "decoder").router == "top_2"
 
 
 def test_expert_gradients_are_scaled_only_where_the_semantics_scales_them():
@@ -181,7 +173,8 @@ def test_expert_gradients_are_scaled_only_where_the_semantics_scales_them():
 
 def test_random_second_choices_follow_their_probability_in_training_only():
     layer = build_layer(Variant(router="top_2", capacity_factor=8.0))
-    layer.settings = replace(layer.settings, second_policy="random", second_threshold=0.5)
+    options = replace(layer.rules.options, policy="random", threshold=0.5)
+    layer.rules = replace(layer.rules, options=options)
     x, real, _ = batch(Variant())
     _, everything = layer(x, real, mode="eval", noise=None)
     kept, steps = 0.0, 200

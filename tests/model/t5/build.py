@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf.routing.settings import init_rules
 from conf.schema import ModelConfig, MoeConfig
-from model.init import initialise
+from model.init import InitKey, initialise
 from model.t5.model import SwitchTransformer
 from parallel.layers.experts import LocalExchange
 from parallel.layers.plain import PlainLayers
@@ -97,7 +98,7 @@ def make_model(
     cfg = model_config(**changes)
     module = SwitchTransformer(cfg, experts, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
     cast_module(module, dtype)
-    initialise(module, single_process(), seed=seed, scale=cfg.init_scale)
+    initialise(module, single_process(), InitKey(seed=seed, scale=cfg.init_scale, rules=init_rules(experts)))
     return module
 
 

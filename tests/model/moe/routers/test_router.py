@@ -9,18 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.routing.settings import RouterSettings, router_settings
+from conf.routing.settings import MoeRules, moe_rules
 from conf.schema import SemanticsName
-from model.moe.routers.router import RouterNoise, noise_width, route
 from tests.model.moe.oracle import naive_route
+from tests.model.moe.routers.call import Given, route_tokens
 from tests.model.t5.build import MOE
 
 
-def settings_of(semantics: SemanticsName, **moe) -> RouterSettings:
-    return router_settings(replace(MOE, **{"semantics": semantics, "defects": "reproduced", **moe}), "encoder")
+def rules_of(semantics: SemanticsName, **moe) -> MoeRules:
+    return moe_rules(replace(MOE, **{"semantics": semantics, "defects": "reproduced", **moe}), "encoder")
 
 
-MESH = settings_of("mesh_tf")
+def rounded(rules: MoeRules, **rounding) -> MoeRules:
+    return replace(rules, rounding=replace(rules.rounding, **rounding))
+
+
+MESH = rules_of("mesh_tf")
 
 
 def problem(seed: int, groups: int, tokens: int, experts: int, *, pads: float = 0.2, ties: bool = False):
@@ -38,7 +42,7 @@ def problem(seed: int, groups: int, tokens: int, experts: int, *, pads: float = 
 
 
 def check_against_oracle(x, real, weight, capacity) -> None:
-    ours = route(x, real, weight, settings=MESH, capacity=capacity)
+    ours = route_tokens(x, real, weight, rules=MESH, capacity=capacity)
     want = naive_route(x, real, weight, capacity)
     groups, tokens, _ = x.shape
     experts = weight.shape[1]
@@ -86,7 +90,7 @@ def test_all_tokens_to_one_expert_overflow_in_token_order():
     x[..., 0], weight[0, :] = 5.0, torch.tensor([-9.0, -9.0, 9.0, -9.0])
     real = torch.ones(2, 10, dtype=torch.bool)
     real[0, 0] = False
-    out = route(x, real, weight, settings=MESH, capacity=3)
+    out = route_tokens(x, real, weight, rules=MESH, capacity=3)
     assert out.tokens_GEC[0, 2].tolist() == [1, 2, 3]
     assert out.tokens_GEC[1, 2].tolist() == [0, 1, 2]
     assert out.stats.load_E.tolist() == [0, 0, 19, 0]
@@ -94,7 +98,9 @@ def test_all_tokens_to_one_expert_overflow_in_token_order():
 
 
 def test_ties_go_to_the_first_expert():
-    out = route(torch.zeros(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), torch.zeros(3, 5), settings=MESH, capacity=4)
+    out = route_tokens(
+        torch.zeros(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), torch.zeros(3, 5), rules=MESH, capacity=4
+    )
     assert out.slots_GSK.flatten().tolist() == [0, 1, 2, 3]
 
 
@@ -102,9 +108,9 @@ def test_aux_loss_is_one_for_uniform_routing_and_scaled_by_the_share_of_real_tok
     x = torch.eye(4, dtype=torch.float64).repeat(2, 1).unsqueeze(0) * 1e-9
     weight = torch.eye(4, dtype=torch.float64)
     real = torch.ones(1, 8, dtype=torch.bool)
-    assert float(route(x, real, weight, settings=MESH, capacity=2).aux_loss) == pytest.approx(1.0)
+    assert float(route_tokens(x, real, weight, rules=MESH, capacity=2).aux_loss) == pytest.approx(1.0)
     real[0, 6:] = False
-    assert float(route(x, real, weight, settings=MESH, capacity=2).aux_loss) == pytest.approx(0.75)
+    assert float(route_tokens(x, real, weight, rules=MESH, capacity=2).aux_loss) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("part", ["gate", "aux", "z"])
@@ -112,7 +118,7 @@ def test_gradcheck(part):
     x, real, weight = problem(3, 2, 6, 4)
 
     def value(x, weight):
-        out = route(x, real, weight, settings=MESH, capacity=2)
+        out = route_tokens(x, real, weight, rules=MESH, capacity=2)
         return {"gate": out.gates_GSK, "aux": out.aux_loss, "z": out.z_sum}[part]
 
     assert torch.autograd.gradcheck(value, (x.requires_grad_(), weight.requires_grad_()))
@@ -121,7 +127,7 @@ def test_gradcheck(part):
 def test_padding_contributes_nothing_to_gate_and_z_gradients():
     x, real, weight = problem(5, 2, 8, 4, pads=0.5)
     x.requires_grad_()
-    out = route(x, real, weight, settings=MESH, capacity=8)
+    out = route_tokens(x, real, weight, rules=MESH, capacity=8)
     (out.gates_GSK.sum() + out.z_sum).backward()
     assert torch.equal(x.grad[~real], torch.zeros_like(x.grad[~real]))
     assert bool((x.grad[real].abs().sum(-1) > 0).all())
@@ -130,45 +136,46 @@ def test_padding_contributes_nothing_to_gate_and_z_gradients():
 def test_decisions_are_fp32_under_bf16_activations():
     x, real, weight = problem(7, 2, 40, 8)
     x_bf16, weight_fp32 = x.bfloat16(), weight.float()
-    mended = replace(MESH, kernel="fp32")
-    low = route(x_bf16, real, weight_fp32, settings=mended, capacity=6)
-    high = route(x_bf16.float(), real, weight_fp32, settings=MESH, capacity=6)
+    mended = rounded(MESH, kernel="fp32")
+    low = route_tokens(x_bf16, real, weight_fp32, rules=mended, capacity=6)
+    high = route_tokens(x_bf16.float(), real, weight_fp32, rules=MESH, capacity=6)
     assert torch.equal(low.slots_GSK, high.slots_GSK)
     assert torch.equal(low.logits_GSE, high.logits_GSE)
     for value in (low.logits_GSE, low.gates_GSK, low.aux_loss, low.z_sum, low.stats.aux, low.stats.entropy):
         assert value.dtype == torch.float32
-    rounded = route(x_bf16, real, weight_fp32, settings=MESH, capacity=6)  # a reference in bf16 rounds its kernel
-    same = route(x_bf16, real, weight_fp32.bfloat16().float(), settings=mended, capacity=6)
-    assert torch.equal(rounded.logits_GSE, same.logits_GSE)
-    assert not torch.equal(rounded.logits_GSE, low.logits_GSE)
+    narrow = route_tokens(x_bf16, real, weight_fp32, rules=MESH, capacity=6)  # a reference in bf16 rounds its kernel
+    same = route_tokens(x_bf16, real, weight_fp32.bfloat16().float(), rules=mended, capacity=6)
+    assert torch.equal(narrow.logits_GSE, same.logits_GSE)
+    assert not torch.equal(narrow.logits_GSE, low.logits_GSE)
 
 
 def test_jitter_multiplies_the_routers_input():
     x, real, weight = problem(9, 2, 6, 4)
-    uniform = torch.rand(2, 6, noise_width(MESH, 5, 4), dtype=torch.float64)
-    noisy = route(x, real, weight, settings=MESH, capacity=6, noise=RouterNoise(uniform, 0.01))
-    by_hand = route(x * (0.99 + 0.02 * uniform), real, weight, settings=MESH, capacity=6)
+    uniform = torch.rand(2, 6, 5, dtype=torch.float64)
+    rules = rules_of("mesh_tf", jitter=0.01)
+    noisy = route_tokens(x, real, weight, rules=rules, capacity=6, noise=Given(router_jitter=uniform))
+    by_hand = route_tokens(x * (0.99 + 0.02 * uniform), real, weight, rules=MESH, capacity=6)
     torch.testing.assert_close(noisy.logits_GSE, by_hand.logits_GSE, rtol=1e-14, atol=1e-14)
-    assert not torch.equal(noisy.logits_GSE, route(x, real, weight, settings=MESH, capacity=6).logits_GSE)
+    assert not torch.equal(noisy.logits_GSE, route_tokens(x, real, weight, rules=MESH, capacity=6).logits_GSE)
 
 
 def test_paper_listing_multiplies_in_the_activations_dtype_and_mended_does_not():
     x, real, weight = problem(7, 2, 40, 8)
     x, weight = x.bfloat16(), weight.float()
-    low = route(x, real, weight, settings=settings_of("paper"), capacity=6).logits_GSE
+    low = route_tokens(x, real, weight, rules=rules_of("paper"), capacity=6).logits_GSE
     assert torch.equal(low, (x @ weight.bfloat16()).float())
     assert low.dtype == torch.float32
-    high = route(x, real, weight, settings=settings_of("paper", defects="mended"), capacity=6).logits_GSE
+    high = route_tokens(x, real, weight, rules=rules_of("paper", defects="mended"), capacity=6).logits_GSE
     assert torch.equal(high, x.float() @ weight)
 
 
 def test_paper_listing_leaves_slot_zero_empty_and_jitters_logits():
-    paper = settings_of("paper")
+    paper = rules_of("paper", jitter=0.1)
     x, real, weight = torch.zeros(1, 5, 3), torch.ones(1, 5, dtype=torch.bool), torch.zeros(3, 4)
-    out = route(x, real, weight, settings=paper, capacity=3)
+    out = route_tokens(x, real, weight, rules=paper, capacity=3)
     assert out.tokens_GEC[0, 0].tolist() == [5, 0, 1]
-    uniform = torch.rand(1, 5, noise_width(paper, 3, 4))
-    noisy = route(x, real, weight, settings=paper, capacity=3, noise=RouterNoise(uniform, 0.1))
+    uniform = torch.rand(1, 5, 4)
+    noisy = route_tokens(x, real, weight, rules=paper, capacity=3, noise=Given(router_jitter=uniform))
     torch.testing.assert_close(noisy.logits_GSE, 0.9 + 0.2 * uniform)
 
 
@@ -176,12 +183,12 @@ def test_padding_is_a_token_for_flaxformer_and_hf():
     x, real, weight = problem(11, 1, 10, 3, pads=0.5)
     everything = torch.ones_like(real)
     for name in ("flaxformer", "hf"):
-        padded = route(x, real, weight, settings=settings_of(name), capacity=4)
-        whole = route(x, everything, weight, settings=settings_of(name), capacity=4)
+        padded = route_tokens(x, real, weight, rules=rules_of(name), capacity=4)
+        whole = route_tokens(x, everything, weight, rules=rules_of(name), capacity=4)
         assert torch.equal(padded.slots_GSK, whole.slots_GSK)
         assert torch.equal(padded.aux_loss, whole.aux_loss)
         assert torch.equal(padded.z_sum, whole.z_sum)
-        real_only = route(x, real, weight, settings=MESH, capacity=4)
+        real_only = route_tokens(x, real, weight, rules=MESH, capacity=4)
         assert torch.equal(padded.stats.z, real_only.stats.z)  # what is logged is divided by real tokens
         assert not torch.equal(padded.stats.z, whole.stats.z)
         assert int(padded.stats.tokens) == int(real.sum())
@@ -190,5 +197,5 @@ def test_padding_is_a_token_for_flaxformer_and_hf():
 def test_hf_decides_in_the_activation_dtype():
     weight = torch.tensor([[1.0, 1.0 + 1e-4]])  # the second expert wins in fp32; in bf16 the probabilities are equal
     x, real = torch.ones(1, 1, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bool)
-    assert route(x, real, weight, settings=replace(MESH, kernel="fp32"), capacity=1).slots_GSK.item() == 1
-    assert route(x, real, weight, settings=settings_of("hf"), capacity=1).slots_GSK.item() == 0
+    assert route_tokens(x, real, weight, rules=rounded(MESH, kernel="fp32"), capacity=1).slots_GSK.item() == 1
+    assert route_tokens(x, real, weight, rules=rules_of("hf"), capacity=1).slots_GSK.item() == 0

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.routing.settings import router_settings
+from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
 from model.moe.gather import combine, dispatch, slot_index
-from model.moe.routers.router import route
 from tests.model.moe.routers import router_oracle as oracle
+from tests.model.moe.routers.call import route_tokens
 from tests.model.moe.routers.test_router import problem
 from tests.model.t5.build import MOE
 
@@ -61,7 +61,7 @@ def moe_of(name: str) -> MoeConfig:
 
 
 def run(name: str, x, real, weight, capacity: int):
-    return route(x, real, weight, settings=router_settings(moe_of(name), "encoder"), capacity=capacity)
+    return route_tokens(x, real, weight, rules=moe_rules(moe_of(name), "encoder"), capacity=capacity)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -138,7 +138,7 @@ def test_padding_in_a_reproduced_balance_counts_and_in_the_mended_one_does_not()
         moe = replace(MOE, router=router)
         losses = {
             (defects, which): float(
-                route(tokens, real, weight, settings=router_settings(replace(moe, defects=defects), "encoder"),
+                route_tokens(tokens, real, weight, rules=moe_rules(replace(moe, defects=defects), "encoder"),
                       capacity=4).aux_loss
             )
             for defects in ("mended", "reproduced")
@@ -152,9 +152,9 @@ def test_reproduced_expert_choice_takes_padding_when_real_tokens_run_out():
     x, _, weight = problem(1, 1, 4, 2)
     real = torch.tensor([[True, False, False, False]])
     moe = replace(MOE, router="expert_choice")
-    mended = route(x, real, weight, settings=router_settings(moe, "encoder"), capacity=3)
+    mended = route_tokens(x, real, weight, rules=moe_rules(moe, "encoder"), capacity=3)
     assert int((mended.tokens_GEC < 4).sum()) == 2
-    taken = route(x, real, weight, settings=router_settings(replace(moe, defects="reproduced"), "encoder"), capacity=3)
+    taken = route_tokens(x, real, weight, rules=moe_rules(replace(moe, defects="reproduced"), "encoder"), capacity=3)
     assert int((taken.tokens_GEC < 4).sum()) == 6
     assert taken.tokens_GEC[0, 0].tolist() == [0, 1, 2]
     assert float(taken.gates_GSK[0, 1:].abs().max()) == 0.0
