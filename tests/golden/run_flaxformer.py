@@ -134,7 +134,7 @@ class FlaxCase:
         self.x = self.want["x"].to(self.act).requires_grad_()
         self.kernel = self.want["router_kernel"].clone().requires_grad_()
 
-    def route_tokens(self, x_GSD: Tensor, capacity: int) -> None:
+    def route(self, x_GSD: Tensor, capacity: int) -> None:
         """Route grouped tokens; padding is what is exactly zero."""
         self.G, self.S, _ = x_GSD.shape
         self.capacity = capacity
