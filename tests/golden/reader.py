@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+KEPT = Path(__file__).resolve().parent / "recordings"  # a small set, in every clone
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"  # the full set, beside the repository
 
 
 @dataclass(frozen=True, kw_only=True)

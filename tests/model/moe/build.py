@@ -95,6 +95,11 @@ def batch(v: Variant) -> tuple[Tensor, Tensor, Tensor]:
     return x, real, torch.randn(BATCH, LENGTH, D_MODEL, generator=random, dtype=torch.float64)
 
 
+def token_ids() -> Tensor:
+    """Ids of the batch's tokens, for routers that read them."""
+    return torch.randint(0, 50, (BATCH, LENGTH), generator=torch.Generator().manual_seed(98))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Everything a layer run produces for some rows of the batch."""
@@ -110,7 +115,7 @@ def run_layer(layer: MoeLayer, v: Variant, rows: slice) -> Outcome:
     x, real, cotangent = batch(v)
     x = x[rows].clone().requires_grad_()
     noise = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH)[rows])
-    y, routing = layer(x, real[rows], mode=v.mode, noise=noise)
+    y, routing = layer(x, real[rows], mode=v.mode, noise=noise, ids_BL=token_ids()[rows])
     ((y * cotangent[rows]).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum).backward()
     grads = {}
     for name, parameter in layer.named_parameters():
