@@ -14,9 +14,16 @@ from typing import Literal, get_args, get_origin
 from conf import schema
 from conf.optimizers import OPTIMIZERS
 from conf.reading.fields import hints, leaf_types, without_none
+from conf.routing.routers import ROUTERS
 from conf.sources import SOURCES
 
-TABLES = {"data.source": tuple(SOURCES), "optim.name": tuple(OPTIMIZERS)}  # fields whose values are rows of a table
+# Fields whose values are rows of a table.
+TABLES = {
+    "data.source": tuple(SOURCES),
+    "moe.decoder_router": tuple(ROUTERS),
+    "moe.router": tuple(ROUTERS),
+    "optim.name": tuple(OPTIMIZERS),
+}
 
 
 def choices(path: str) -> tuple[str, ...]:
