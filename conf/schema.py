@@ -55,7 +55,7 @@ class RawMoeConfig:
     """Routing and experts (Switch Transformer, arXiv 2101.03961, section 2)."""
 
     semantics: SemanticsName  # whose rules of grouping, capacity, dropping and initialisation hold: docs/routing.md
-    router: str  # how tokens find experts, a row of conf.routing.routers; which ones a semantics defines: docs/routing.md
+    router: str  # how tokens find experts; which ones a semantics defines: docs/routing.md
     decoder_router: str | None  # None: `router`, but switch where that looks ahead (expert_choice, switch_max)
     top_k: int | None  # choices a token may try; None: 1 (switch, switch_max), 2 (top_2), 4 (ntlb)
     second_policy: SecondPolicy  # top_2 of mesh_tf: which second choices are kept; random in training only, else all
