@@ -42,6 +42,7 @@ COPY launch ./launch
 COPY measure ./measure
 COPY model ./model
 COPY parallel ./parallel
+COPY pointsman ./pointsman
 COPY trainer ./trainer
 RUN pip install --no-deps . && rm -rf build
 

@@ -1,4 +1,4 @@
-"""Whether the names conf, data, launch, measure, model, parallel and trainer mean this project's packages.
+"""Whether the names conf, data, launch, measure, model, parallel, .. mean this project's packages.
 
 Such plain names are also what people call their own folders and modules. A foreign package found first would fail
 later and obscurely ("cannot import name ..."), so every door (`pointsman`, `python -m trainer.main`) asks here before
@@ -18,7 +18,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-PACKAGES = ("conf", "data", "launch", "measure", "model", "parallel", "trainer")
+PACKAGES = ("conf", "data", "launch", "measure", "model", "parallel", "pointsman", "trainer")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "model": {"conf", "parallel", "model"},
     "trainer": {"conf", "data", "parallel", "launch", "model", "trainer"},
     "measure": {"conf", "data", "parallel", "launch", "model", "trainer", "measure"},
+    "pointsman": {"model", "trainer", "pointsman"},
 }
-WITHOUT_TORCH = ("conf", "data", "launch")
+WITHOUT_TORCH = ("conf", "data", "launch", "pointsman")
 
 # Library -> where it may be imported (prefixes of paths).
 ONLY_IN = {
@@ -145,6 +146,15 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 def test_no_two_files_import_each_other():
     no(circles(import_graph({module_of(path): tree_of(path) for path in SOURCES})))
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", ".dockerignore", "pyproject.toml", "launch/identity.py"])
+def test_no_box_is_forgotten_where_they_are_listed(file):
+    """The image copies every box, the build context and the package hold it, the guard knows its name."""
+    forms = {"Dockerfile": "COPY {0} ./{0}\n", ".dockerignore": "\n!{0}\n", "pyproject.toml": '"{0}*"'}
+    form = forms.get(file, '"{0}"')
+    text = (ROOT / file).read_text(encoding="utf-8")
+    no([f"{file} lacks {form.format(box)!r}" for box in MAY_IMPORT if form.format(box) not in text])
 
 
 def test_libraries_stay_behind_their_seam():

@@ -118,7 +118,7 @@ class MoeRules:
     aux: AuxRule
     losses: LossRules
     init: InitRules
-    group_sequences: int
+    group_sequences: int | None  # None, of a layer alone: all sequences of a call are one group
     expert_dropout: float
     expert_gradient_factor: int  # on the gradients of experts before the update
 

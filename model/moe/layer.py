@@ -103,7 +103,7 @@ class MoeLayer(nn.Module):
 
     def _group_sequences(self, batch: int, mode: RouteMode) -> int:
         """Sequences per group; every tensor rank that shares the groups must get as many whole ones."""
-        sequences = 1 if mode == "no_drop" else self.rules.group_sequences
+        sequences = 1 if mode == "no_drop" else self.rules.group_sequences or batch
         assert batch % (sequences * self.exchange.group_shards) == 0, (batch, sequences, self.exchange.group_shards)
         return sequences
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,15 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
 
 def fill(run: Path, texts: Sequence[str], decoding: Decoding, *, spans_only: bool = False) -> None:
     """Print the texts with their spans filled by a run's newest checkpoint, or the spans alone."""
-    from trainer.commands.filling import fill_texts, split_masks, untrained_masks
+    from trainer.commands.filling import split_masks, untrained_masks
 
     for text in texts:
         split_masks(text)  # a text without a mask is refused before seconds are spent on loading
-    from trainer.loading import load_run
+    from trainer.commands.trained import load
 
-    loaded = load_run(run)
-    note = untrained_masks(texts, loaded.cfg.data)
+    model = load(run)
+    note = untrained_masks(texts, model.config.data)
     if note:
         print(note, file=sys.stderr)
-    for filled in fill_texts(loaded.module, loaded.tokenizer, texts, decoding.options()):
+    for filled in model.fill(texts, **asdict(decoding)):
         print("\t".join(filled.spans) if spans_only else filled.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,8 @@ def command(run: Path, text: tuple[str, ...], file: Path | None, ids: bool, **de
 
 def generate(run: Path, texts: Sequence[str], decoding: Decoding, *, as_ids: bool = False) -> None:
     """Print what a run's newest checkpoint generates for each text."""
-    from data.batch import EOS_ID
-    from trainer.commands.filling import encode_masked, generate_rows, has_mask
-    from trainer.loading import load_run
+    from trainer.commands.trained import load
 
-    loaded = load_run(run)
-    tokenizer = loaded.tokenizer
-    rows = [encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts]
-    for ids in generate_rows(loaded.module, tokenizer, rows, decoding.options()):
-        real = [token for token in ids if token > EOS_ID]
-        print(" ".join(map(str, real)) if as_ids else tokenizer.decode(real))
+    model = load(run)
+    for ids in model.generate_ids(texts, **asdict(decoding)):
+        print(" ".join(map(str, ids)) if as_ids else model.tokenizer.decode(ids))

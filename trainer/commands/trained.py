@@ -1,0 +1,114 @@
+"""A trained run as a library object: what `fill`, `generate` and `eval` print, as values (docs/library.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.schema import RunConfig
+from data.batch import EOS_ID, StepBatch
+from data.corpus import Corpus, open_corpus
+from data.loader import build_loader
+from data.prepare import prepare_data
+from data.text.tokenizer import Tokenizer
+from trainer.commands.arguments import Decoding
+from trainer.commands.filling import Filled, encode_masked, fill_texts, generate_rows, has_mask
+from trainer.evaluate import evaluate, unigram_nats
+from trainer.loading import LoadedRun, load_run
+from trainer.report.metrics import Meter, Report
+from trainer.report.progress import PreparationView
+from trainer.session import layer_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(run: str | PathLike[str], *, overrides: Sequence[str] = ()) -> TrainedModel:
+    """The newest whole checkpoint of a run folder, or one checkpoint folder, verified, in one process.
+
+    Raises:
+        ConfigError: not a run folder, or an override that does not fit.
+        CheckpointError: the run has no checkpoint yet, or a file is not what was written.
+    """
+    return TrainedModel(run=Path(run), loaded=load_run(Path(run), overrides=overrides))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModel:
+    """A model with its tokenizer and configuration."""
+
+    run: Path
+    loaded: LoadedRun
+
+    @property
+    def module(self) -> nn.Module:
+        """The torch module, in evaluation mode."""
+        return self.loaded.module
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration, at one process."""
+        return self.loaded.cfg
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer."""
+        return self.loaded.tokenizer
+
+    def fill(self, texts: Sequence[str], **decoding: Any) -> list[Filled]:
+        """Every `<mask>` (or `<extra_id_0>`, ..) of every text filled; keywords are the fields of `Decoding`.
+
+        Raises ConfigError for a text without a mask and for options out of range.
+        """
+        options = Decoding(**{"max_length": 64, **decoding}).options()
+        return fill_texts(self.loaded.module, self.loaded.tokenizer, texts, options)
+
+    def generate(self, texts: Sequence[str], **decoding: Any) -> list[str]:
+        """The text that the decoder gives for each input."""
+        return [self.loaded.tokenizer.decode(ids) for ids in self.generate_ids(texts, **decoding)]
+
+    def generate_ids(self, texts: Sequence[str], **decoding: Any) -> list[list[int]]:
+        """The same as token ids, without padding and end of sequence."""
+        tokenizer = self.loaded.tokenizer
+        rows = [
+            encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts
+        ]
+        generated = generate_rows(
+            self.loaded.module, tokenizer, rows, Decoding(**{"max_length": 128, **decoding}).options()
+        )
+        return [[token for token in ids if token > EOS_ID] for ids in generated]
+
+    def evaluate(self, *overrides: str) -> Report:
+        """Losses and routing over the held-out windows; `overrides` as for `pointsman eval`, e.g. other data."""
+        loaded = load_run(self.run, overrides=overrides) if overrides else self.loaded
+        return HeldOut(loaded).report()
+
+
+class HeldOut:
+    """The held-out windows of a loaded run; prepares the data when it is made."""
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self._loaded = loaded
+        view = PreparationView()
+        prepare_data(loaded.cfg, progress=view.update)
+        view.close()
+        self._corpus: Corpus = open_corpus(loaded.cfg)
+
+    def report(self, *, shuffled: bool = False) -> Report:
+        """Losses and routing; `shuffled`: of inputs whose tokens are out of order."""
+        loaded = self._loaded
+        meter = Meter(pieces=self._corpus.tokenizer.pieces, layer_names=layer_names(loaded.cfg))
+        batches = self._batches(shuffled=shuffled)
+        return evaluate(loaded.module, batches, meter, mesh=loaded.mesh, device=loaded.device)
+
+    def unigram_nats(self) -> float:
+        """Cross-entropy of the text tokens under their own frequencies, nats."""
+        return unigram_nats(self._corpus, self._batches(), self._loaded.mesh)
+
+    def _batches(self, *, shuffled: bool = False) -> Iterator[StepBatch]:
+        return build_loader(
+            self._corpus, self._loaded.cfg, split="validation", dp_rank=0, dp_size=1, shuffled_inputs=shuffled
+        )
