@@ -96,7 +96,8 @@ RULES = (
     ),
     Rule(
         "num_experts",
-        lambda moe: moe.top_k is not None or (form := _form(moe)) is None or form.least <= moe.num_experts,
+        # fewer than one is no matter of the router
+        lambda moe: moe.top_k is not None or (form := _form(moe)) is None or form.least <= max(moe.num_experts, 1),
         lambda moe: f"at least {_choices(moe)[0]} for {moe.router}",
         lambda moe: "8",
     ),
