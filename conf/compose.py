@@ -36,7 +36,12 @@ def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -
     and launch.nodes. Raises `ConfigError` (also when the user set launch.* to something else) or `ConfigErrors`.
     """
     read = read_overrides(overrides)
-    raw = to_config(_tree(read, world))
+    return checked(completed(hydra_tree(read, world), read.keys), world)
+
+
+def checked(tree: Any, world: tuple[int, int] | None) -> RunConfig:
+    """The configuration of a whole tree; for `world` and what is raised see `compose`."""
+    raw = to_config(tree)
     if world is not None:
         check_world(raw, world[0])
     return validate(raw)
@@ -44,10 +49,12 @@ def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -
 
 def tree_of(overrides: Sequence[str]) -> dict[str, Any]:
     """What presets and `overrides` say, as nested dictionaries: neither checked nor with what is derived filled in."""
-    return _tree(read_overrides(overrides), None)
+    read = read_overrides(overrides)
+    return completed(hydra_tree(read, None), read.keys)
 
 
-def _tree(read: Overrides, world: tuple[int, int] | None) -> Any:
+def hydra_tree(read: Overrides, world: tuple[int, int] | None) -> Any:
+    """Presets and overrides as Hydra composes them, in plain dictionaries; for `world` see `compose`."""
     started: tuple[str, ...] = ()
     if world is not None:
         ranks, local = world
@@ -60,11 +67,15 @@ def _tree(read: Overrides, world: tuple[int, int] | None) -> Any:
     try:
         with initialize_config_dir(str(CONF_DIR), version_base=None):
             composed = hydra_compose("config", overrides=[*started, *read.lines])
-        tree: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         field = getattr(error, "full_key", None) or "overrides"
         raise ConfigError(field, got=" ".join(read.lines), needs=f"a value that composes ({error})") from error
-    if tree["model"]["moe"] == "dense" and "parallel.ep" not in read.keys:
+
+
+def completed(tree: Any, typed: frozenset[str]) -> Any:
+    """`tree` with parallel.ep filled, which follows from the sizes of launch, parallel and moe unless it was typed."""
+    if tree["model"]["moe"] == "dense" and "parallel.ep" not in typed:
         tree["parallel"]["ep"] = 1  # the dense twin of a layout has no experts to spread
     if tree["parallel"]["ep"] is None:
         tree["parallel"]["ep"] = _auto_ep(tree)

@@ -15,9 +15,9 @@ def default_name(cfg: RunConfig) -> str:
 
 def with_name(overrides: Sequence[str], cfg: RunConfig) -> tuple[RunConfig, list[str]]:
     """Configuration and overrides with a name: ranks that are started again must find the folder of the first ones."""
-    from conf.compose import compose
+    from conf.continued import compose_run
 
     if cfg.name is not None:
         return cfg, list(overrides)
     named = [*overrides, f"name={default_name(cfg)}"]
-    return compose(named), named
+    return compose_run(named), named

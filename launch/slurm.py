@@ -57,11 +57,11 @@ def start(cfg: RunConfig, overrides: Sequence[str]) -> int:
 
 def script_of_run(overrides: Sequence[str], *, write: Path | None = None, submitted: bool = False) -> int:
     """Print the script, write it or submit it; launch=slurm unless another launch preset is named. The exit code."""
-    from conf.compose import compose
+    from conf.continued import compose_run
 
     if not any(word.startswith("launch=") for word in overrides):
         overrides = ["launch=slurm", *overrides]  # with the GPUs and restarts of a job, whatever this machine has
-    named, overrides = with_name(overrides, compose(overrides))
+    named, overrides = with_name(overrides, compose_run(overrides))
     script = batch_script(named, overrides)
     if submitted:
         return submit(script, folder=run_folder(named))

@@ -52,10 +52,11 @@ def _check_packages() -> None:
 
 
 def _train(overrides: list[str]) -> int:
-    from conf.compose import compose
+    from conf.continued import compose_run, overrides_of
     from launch.process import noted, world_from_environment
 
-    cfg = compose(overrides, world=world_from_environment())
+    cfg = compose_run(overrides, world=world_from_environment())
+    typed = overrides_of(overrides)  # now: the folder changes once the run has begun
     _require_name_for_restarts(cfg)
     _prepare(cfg)
     # Only now: torch takes seconds to import, and a typo in an override should not have to wait for it.
@@ -70,7 +71,7 @@ def _train(overrides: list[str]) -> int:
             mesh = init_groups(cfg.parallel)
             from trainer.run import run_training
 
-            return run_training(cfg, mesh)
+            return run_training(cfg, mesh, typed)
     finally:
         destroy_groups()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from conf import compose
 from conf.errors import ConfigError
+from conf.reading.convert import flat
 from conf.schema import RunConfig
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.run_dir import RunDir
@@ -53,22 +54,9 @@ class TrainState:
         return TrainState(step=state["step"], tokens=state["tokens"], wall_s=state["wall_s"])
 
 
-def _lookup(tree: dict[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        tree = tree[key]
-    return tree
-
-
-def _leaves(path: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    prefix = f"{path}." if path else ""
-    return {leaf: item for key, child in value.items() for leaf, item in _leaves(prefix + key, child).items()}
-
-
 def changed_settings(saved: RunConfig, cfg: RunConfig) -> list[str]:
     """Every setting that differs from the checkpoint's, as ``path: old -> new``; what may change is still said."""
-    before, after = (_leaves("", compose.to_dict(each)) for each in (saved, cfg))
+    before, after = flat(compose.to_dict(saved)), flat(compose.to_dict(cfg))
     return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if after.get(leaf) != old]
 
 
@@ -86,16 +74,15 @@ def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: R
 
 def check_same_run(saved: RunConfig, cfg: RunConfig) -> None:
     """Raise `ConfigError` naming the first setting in which `cfg` would be another run than the checkpoint's."""
-    trained, now = compose.to_dict(saved), compose.to_dict(cfg)
+    trained, now = flat(compose.to_dict(saved)), flat(compose.to_dict(cfg))
     for path in _IDENTITY:
         if path == "data.source" and cfg.train.allow_data_change:
             continue
-        before, after = _leaves(path, _lookup(trained, path)), _leaves(path, _lookup(now, path))
-        for leaf, old in before.items():
-            if after.get(leaf) != old:
+        for leaf, old in trained.items():
+            if (leaf == path or leaf.startswith(f"{path}.")) and now[leaf] != old:
                 raise ConfigError(
                     leaf,
-                    got=after.get(leaf),
+                    got=now[leaf],
                     needs=f"{old!r}, which the checkpoint of this run was trained with",
                     hint=f"{leaf}={old}, another name=..., or train.from_checkpoint=... to start from its weights",
                 )

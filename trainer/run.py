@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,25 +26,32 @@ from trainer.report.metrics import Report
 from trainer.report.progress import ProgressView, open_view
 from trainer.report.summary import learning_lines, where_lines
 from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
-from trainer.run_dir import Ending, RunDir, open_run_dir, write_config, write_status
+from trainer.run_dir import Ending, RunDir, discard_unstarted, open_run_dir, write_config, write_status
 from trainer.session import Session, build_session
 from trainer.signals import StopRequest
 
 
-def run_training(cfg: RunConfig, mesh: Mesh) -> int:
-    """Build, resume, train, summarise. Returns the process's exit code."""
+def run_training(cfg: RunConfig, mesh: Mesh, overrides: Sequence[str]) -> int:
+    """Build, resume, train, summarise. `overrides` are all that were typed for the run. Returns the exit code."""
     stop = StopRequest()
     stop.install()
     run = open_run_dir(cfg, mesh)
     store = CheckpointStore(run.checkpoints, mesh, keep_last=cfg.train.keep_last, keep_every=cfg.train.keep_every)
     try:
-        session, state, notes = _open(cfg, mesh, run, store)
+        try:
+            session, state, notes = _open(cfg, mesh, run, store, overrides)
+        except BaseException:
+            if mesh.is_main:
+                discard_unstarted(run)
+            raise
         return _train(session, state, notes, stop)
     finally:
         store.close()
 
 
-def _open(cfg: RunConfig, mesh: Mesh, run: RunDir, store: CheckpointStore) -> tuple[Session, TrainState, list[str]]:
+def _open(
+    cfg: RunConfig, mesh: Mesh, run: RunDir, store: CheckpointStore, overrides: Sequence[str]
+) -> tuple[Session, TrainState, list[str]]:
     """The session, where it stands, and what to tell about changes since the checkpoint it continues."""
     corpus = open_corpus(cfg)
     reader = _checkpoint_to_continue(cfg, store)
@@ -61,7 +69,7 @@ def _open(cfg: RunConfig, mesh: Mesh, run: RunDir, store: CheckpointStore) -> tu
         session.log = RunLog(
             run, cfg, is_main=True, resume_step=state.step, evaluates_again=evaluates_at(cfg.train, state)
         )
-        write_config(run, cfg)
+        write_config(run, cfg, overrides)
         run.tokenizer.write_bytes(corpus.tokenizer.model)
         write_status(run, "running", step=state.step)
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from conf import compose
+from conf.continued import CONFIG, OVERRIDES
+from conf.reading.setting_files import settings_text
 from conf.schema import RunConfig
 from launch.naming import default_name
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
+from trainer.checkpoint.files import LOCK_FILE
 
 Ending = Literal["done", "stopped"]
 
@@ -27,7 +32,12 @@ class RunDir:
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.root / "config.yaml"
+        return self.root / CONFIG
+
+    @property
+    def overrides(self) -> Path:
+        """Everything that was typed for the run, over all its starts."""
+        return self.root / OVERRIDES
 
     @property
     def metrics(self) -> Path:
@@ -58,6 +68,15 @@ def open_run_dir(cfg: RunConfig, mesh: Mesh) -> RunDir:
     return run
 
 
+def discard_unstarted(run: RunDir) -> None:
+    """Remove the folder of a run that failed before it wrote anything; one that holds something else stays."""
+    if not run.config.exists():
+        with suppress(OSError):
+            (run.checkpoints / LOCK_FILE).unlink()
+            run.checkpoints.rmdir()
+            run.root.rmdir()
+
+
 def write_status(
     run: RunDir, ending: Ending | Literal["running", "failed"], *, step: int, reason: str | None = None
 ) -> None:
@@ -67,8 +86,9 @@ def write_status(
     temporary.replace(run.status)
 
 
-def write_config(run: RunDir, cfg: RunConfig) -> None:
-    """Write the resolved configuration; an older one of another content is kept beside it."""
+def write_config(run: RunDir, cfg: RunConfig, overrides: Sequence[str]) -> None:
+    """Write the resolved configuration and what was typed for it; an older one of another content is kept beside it."""
+    run.overrides.write_text(settings_text(overrides), encoding="utf-8")
     if run.config.exists():
         before = run.config.read_text()
         compose.dump(cfg, run.config)

@@ -43,6 +43,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted field -> value of a plain configuration."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = flat(value) if isinstance(value, Mapping) else None
+        leaves |= {key: value} if inner is None else {f"{key}.{name}": leaf for name, leaf in inner.items()}
+    return leaves
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of which `flat` made `leaves`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *sections, name = path.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return tree
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)

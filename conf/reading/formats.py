@@ -8,7 +8,6 @@ raises `FORMAT` and adds a row to `CHANGES` or `ADDED`; nothing else has to know
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
@@ -54,30 +53,39 @@ def modern(tree: Mapping[Any, Any], *, origin: str) -> dict[Any, Any]:
 
     Raises `ConfigError`, naming `origin`, for one that a newer release has written.
     """
-    result = deepcopy(dict(tree))
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     number = result.pop(KEY, 0)
-    if type(number) is not int or not 0 <= number <= FORMAT:
-        raise ConfigError(
-            origin,
-            got=f"a configuration of format {number}",
-            needs=f"one of format {FORMAT} or older, which this release can read",
-            hint="the release of Pointsman that wrote it, or a newer one",
-        )
-    for change in CHANGES:
-        section, _, name = change.old.partition(".")
-        if number < change.since and isinstance(result.get(section), dict) and name in result[section]:
-            for field, value in change.now(result[section].pop(name)).items():
-                _put(result, field, value)
-    for added in ADDED:
-        section, _, name = added.field.partition(".")
-        if number < added.since and isinstance(result.get(section), dict) and name not in result[section]:
-            _put(result, added.field, added.value)
+    flat = {f"{key}.{name}": v for key, value in result.items() if isinstance(value, dict) for name, v in value.items()}
+    now = {added.field: added.value for added in ADDED if number_of(number, origin) < added.since}
+    now |= renamed(flat, number, origin=origin)
+    for field in flat.keys() - now.keys():
+        section, _, name = field.partition(".")
+        del result[section][name]
+    for field, value in now.items():
+        section, _, name = field.partition(".")
+        result.setdefault(section, {})[name] = value
     return result
 
 
-def _put(tree: dict[Any, Any], field: str, value: Any) -> None:
-    section, _, name = field.partition(".")
-    tree.setdefault(section, {})[name] = value
+def renamed(flat: Mapping[str, Any], number: object, *, origin: str) -> dict[str, Any]:
+    """Settings (dotted field -> value) of a format in today's fields; for what it raises see `modern`."""
+    result = dict(flat)
+    for change in CHANGES:
+        if number_of(number, origin) < change.since and change.old in result:
+            result |= change.now(result.pop(change.old))
+    return result
+
+
+def number_of(number: object, origin: str) -> int:
+    """The number of a format that this release can read."""
+    if type(number) is int and 0 <= number <= FORMAT:
+        return number
+    raise ConfigError(
+        origin,
+        got=f"a configuration of format {number}",
+        needs=f"one of format {FORMAT} or older, which this release can read",
+        hint="the release of Pointsman that wrote it, or a newer one",
+    )
 
 
 def hint_for(field: str) -> str | None:

@@ -54,8 +54,8 @@ def command(overrides: tuple[str, ...], explain: str | None, fields: bool, markd
 
         print(explained(explain or "", overrides))
     else:
-        from conf.compose import compose
+        from conf.continued import compose_run
         from launch.describe import describe
 
-        print(describe(compose(overrides)))
+        print(describe(compose_run(overrides)))
     return 0

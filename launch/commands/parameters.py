@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -34,8 +35,10 @@ class Option(click.Option):
     `more` says of a word that follows whether it is a further value (`--seeds 1 2 3`); the function then gets a tuple.
     """
 
-    def __init__(self, *args: Any, more: Callable[[str], bool] | None = None, **settings: Any) -> None:
-        super().__init__(*args, multiple=more is not None, **settings)
+    def __init__(
+        self, *args: Any, more: Callable[[str], bool] | None = None, multiple: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(*args, multiple=multiple or more is not None, **settings)
         self.more = more
 
     def make_metavar(self, ctx: click.Context) -> str:
@@ -82,9 +85,21 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 
 def takes_overrides(*, of_new_run: bool = True) -> Callable[[F], F]:
-    """Decorator: the function gets `overrides`, a tuple of words."""
+    """Decorator: the function gets `overrides`, a tuple of words: those in files of `--config`, then the typed ones."""
     text = "settings: FIELD=VALUE or GROUP=PRESET, wherever among the options (`pointsman config --fields` lists them)"
-    return click.argument("overrides", cls=Overrides, of_new_run=of_new_run, metavar="[OVERRIDE]...", help=text)
+    typed = click.argument("overrides", cls=Overrides, of_new_run=of_new_run, metavar="[OVERRIDE]...", help=text)
+    files = option("--config", type=FILE, multiple=True, metavar="FILE", help="a YAML file of settings; typed ones win")
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def with_settings(*, overrides: tuple[str, ...], config: tuple[Path, ...], **others: Any) -> Any:
+            from conf.reading.setting_files import with_files  # not to read YAML's machinery for help
+
+            return function(overrides=tuple(with_files(config, overrides)), **others)
+
+        return typed(files(cast(F, with_settings)))
+
+    return decorate
 
 
 def takes_run(function: F) -> F:

@@ -32,8 +32,8 @@ def command(overrides: tuple[str, ...]) -> int:
 
 def train(overrides: Sequence[str]) -> int:
     """Hand the run that `overrides` describe to its launcher; returns only where that has submitted it."""
-    from conf.compose import compose
+    from conf.continued import compose_run
     from conf.launchers import LAUNCHERS
 
-    cfg = compose(overrides)
+    cfg = compose_run(overrides)
     return importlib.import_module(LAUNCHERS[cfg.launch.launcher]).start(cfg, overrides)

@@ -6,8 +6,10 @@ import pytest
 
 from conf import compose
 from conf.errors import SetupError
+from conf.reading.setting_files import read_settings
 from parallel.mesh.axes import single_process
-from trainer.run_dir import RunDir, open_run_dir, write_config, write_status
+from trainer.checkpoint.store import CheckpointStore
+from trainer.run_dir import RunDir, discard_unstarted, open_run_dir, write_config, write_status
 
 
 def test_status_is_replaced_whole(tmp_path):
@@ -22,8 +24,9 @@ def test_status_is_replaced_whole(tmp_path):
 def test_an_older_configuration_is_kept_beside_the_new_one(tmp_path):
     run = RunDir(root=tmp_path)
     for steps in (10, 10, 20):
-        write_config(run, compose.compose([f"train.steps={steps}"]))
+        write_config(run, compose.compose([f"train.steps={steps}"]), [f"train.steps={steps}"])
     assert compose.load(run.config).train.steps == 20
+    assert read_settings(run.overrides) == ["train.steps=20"]
     older = [path for path in tmp_path.iterdir() if path.name.startswith("config.before-")]
     assert [compose.load(path).train.steps for path in older] == [10]
 
@@ -32,3 +35,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(SetupError, match=r"runs.*try runs_dir"):
         open_run_dir(compose.compose(["name=x", f"runs_dir={tmp_path}/runs"]), single_process())
+
+
+def test_a_start_that_fails_leaves_no_folder_but_one_that_began_or_holds_other_files_stays(tmp_path):
+    cfg = compose.compose(["name=x", f"runs_dir={tmp_path}"])
+    for left in (None, "config.yaml", "notes.txt"):
+        run = open_run_dir(cfg, single_process())
+        store = CheckpointStore(run.checkpoints, single_process())
+        if left is not None:
+            (run.root / left).write_text("")
+        discard_unstarted(run)
+        store.close()
+        assert run.root.exists() is (left is not None)
+        if left is not None:
+            (run.root / left).unlink()

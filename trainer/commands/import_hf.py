@@ -52,7 +52,7 @@ class Import:
     folder: TensorFolder
     tying: Tying
     cfg: RunConfig
-    settings: tuple[str, ...]  # overrides that make the model and its routing
+    overrides: tuple[str, ...]  # what makes the model and its routing, and what was typed
     shapes: dict[str, Shape]  # of our logical tensors
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -70,6 +70,8 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
     `overrides` are settings of the run that is to come. Raises ConfigError or CheckpointError naming what is wrong.
     """
     from conf.compose import compose
+    from conf.continued import of_the_run
+    from conf.reading.setting_files import merged
     from model.hf.config import check_counts, in_their_words, read_config
     from model.hf.convert import check_tensors, find_tying
     from model.hf.files import TensorFolder
@@ -87,7 +89,8 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
         raise in_their_words(hf.path, error, own) from error
     shapes = logical_shapes(cfg)
     check_tensors(folder, pairs(cfg.model, cfg.moe, hf.kind), shapes, cfg.model.vocab_size, tying)
-    return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, settings=settings, shapes=shapes)
+    typed = tuple(of_the_run(merged(settings, overrides)))
+    return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, overrides=typed, shapes=shapes)
 
 
 def logical_shapes(cfg: RunConfig) -> dict[str, Shape]:
@@ -199,7 +202,7 @@ def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Pat
             save_file(kept, root / UNREAD_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
             run.tokenizer.write_bytes(tokenizer.model)
-        write_config(run, source.cfg)
+        write_config(run, source.cfg, source.overrides)
         write_status(run, "done", step=0, reason=f"imported from {source.hf.path.parent}")
         return result.path
     finally:
@@ -228,7 +231,7 @@ def import_run(
     checkpoint = write_run(source, root, read_tokenizer(file, source.cfg) if file else None)
     print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
     print(f"\n{checkpoint}: {sum(map(_numel, source.shapes.values())):,} parameters of {folder}")
-    print("\n".join(_closing(root, file, folder, source.settings)))
+    print("\n".join(_closing(source, root, file, folder)))
     return root
 
 
@@ -239,20 +242,22 @@ def _numel(shape: Shape) -> int:
     return total
 
 
-def _closing(root: Path, tokenizer: Path | None, folder: Path, settings: Sequence[str]) -> list[str]:
-    """What to do with the run, with the settings that training on from it needs."""
+def _closing(source: Import, root: Path, tokenizer: Path | None, folder: Path) -> list[str]:
+    """What to do with the run."""
     if tokenizer is None:
         use = [
             f"No tokenizer: {folder} has none of {', '.join(TOKENIZER_FILES)}. The weights are usable from Python, but "
             "fill, eval and generate need the sentencepiece model this checkpoint was trained with: copy it to "
             f"{root / 'tokenizer.model'}, or import again with --tokenizer FILE. (A tokenizer.json alone does not do.)",
         ]
-        data = "train.allow_data_change=true"
+        train = f"train.from_checkpoint={root} train.allow_data_change=true"
     else:
         use = [
             f"tokenizer: {tokenizer}",
             f"  pointsman fill {root} 'The <mask> of the list.'",
             f"  pointsman eval {root}",
         ]
-        data = f"data.tokenizer={root / 'tokenizer.model'}"
-    return [*use, "train on from it:", f"  pointsman train train.from_checkpoint={root} {data} {' '.join(settings)}"]
+        train = f"train.from_checkpoint={root}"
+    # windows that few sentinels suffice for, which `_data_settings` chose
+    windows = [line for line in source.overrides if line.startswith("data.encoder_length=")]
+    return [*use, "train on from it:", "  " + " ".join(["pointsman train", train, *windows])]

@@ -36,10 +36,10 @@ def command(overrides: tuple[str, ...], out: Path | None) -> int:
 
 def prepare(overrides: Sequence[str], *, out: Path | None = None) -> None:
     """Make what training on these settings needs and print where it is."""
-    from conf.compose import compose
+    from conf.continued import compose_run
     from data.prepare import prepare_data, prepare_finite
 
-    cfg = compose(overrides)
+    cfg = compose_run(overrides)
     began = time.monotonic()
     show = _progress_line(sys.stderr.isatty())
     if SOURCES[cfg.data.source].kind != "documents":

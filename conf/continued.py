@@ -1,0 +1,129 @@
+"""What a run is started with when its folder is there already, or when it begins from another run's weights.
+
+A run's folder holds `config.yaml`, what its settings came to, and `overrides.yaml`, what was typed for it. A run that
+is continued is composed from both and from what is typed now (docs/adr/012): every setting has the value it had,
+unless it is typed anew or follows from one that is. `train.from_checkpoint=RUN` takes model, moe and tokenizer of RUN
+in the same way. The launcher and its ranks read the same folder before the run writes to it, and so come to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conf.compose import checked, completed, hydra_tree, load, restore, to_dict
+from conf.reading.convert import flat, nested
+from conf.reading.formats import stamped
+from conf.reading.overrides import read_overrides
+from conf.reading.presets import presets
+from conf.reading.setting_files import expand, key_of, merged, read_settings
+from conf.schema import RunConfig
+
+CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
+# Of one start, not of the run: which folder, and leave that was given once.
+_OF_A_START = ("name", "runs_dir", "train.resume", "train.allow_data_change")
+# What follows from the length of the run, the layout or the machine, unless it was typed.
+_FOLLOWING = (
+    "train.eval_every", "train.save_every", "schedule.warmup_steps", "parallel.ep", "parallel.etp", "launch.nproc",
+    "launch.nodes", "launch.slurm_gpus_per_node", "data.cache_dir",
+)  # fmt: skip
+_TOKENIZER = ("data.sentinels", "data.tokenizer_vocab")
+# Group -> the field that holds the preset's name: for folders without a record of what was typed.
+_PRESET_FIELDS = {
+    "model": "model.preset", "moe": "moe.semantics", "data": "data.source", "optim": "optim.name",
+    "schedule": "schedule.name", "launch": "launch.launcher",
+}  # fmt: skip
+
+
+class Basis(NamedTuple):
+    """What stands before anything is typed."""
+
+    words: list[str]  # overrides that were typed earlier
+    values: dict[str, Any]  # field -> value that stands, whatever the words would come to today
+
+
+def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None) -> RunConfig:
+    """The run that is started by `words`: as `conf.compose.compose`, on the basis of its folder or of its weights' run.
+
+    Raises `ConfigError(s)` as `compose` does, and for a folder whose configuration cannot be read.
+    """
+    typed = expand(words)
+    basis = _basis(typed)
+    if world is not None:  # what was started counts more than what was typed earlier
+        basis = basis._replace(words=[w for w in basis.words if key_of(w) not in ("launch.nproc", "launch.nodes")])
+    keys = read_overrides(typed).keys
+    read = read_overrides(merged(basis.words, typed))
+    tree = hydra_tree(read, world)
+    if basis.values:
+        now, before = flat(tree), flat(hydra_tree(read_overrides(basis.words), world))
+        stands = {f: v for f, v in basis.values.items() if f not in keys and now.get(f) == before.get(f)}
+        tree = nested(now | stands)
+    return checked(completed(tree, read.keys), world)
+
+
+def overrides_of(words: Sequence[str]) -> list[str]:
+    """Everything that was ever typed for the run that `words` start, to be kept in its folder."""
+    typed = expand(words)
+    return of_the_run(merged(_basis(typed).words, typed))
+
+
+def of_the_run(words: Sequence[str]) -> list[str]:
+    """`words` without what concerns one start alone."""
+    return [word for word in words if key_of(word) not in _OF_A_START]
+
+
+def _basis(typed: Sequence[str]) -> Basis:
+    if not {"name", "train.from_checkpoint"} & {key_of(word) for word in typed}:
+        return Basis([], {})
+    start = flat(hydra_tree(read_overrides(typed), None))
+    name, weights = start["name"], start["train.from_checkpoint"]
+    if isinstance(name, str) and (folder := Path(start["runs_dir"]).expanduser() / name).joinpath(CONFIG).exists():
+        return _of_folder(folder)
+    if isinstance(weights, str) and (folder := run_of(Path(weights))).joinpath(CONFIG).exists():
+        return _of_weights(folder)
+    return Basis([], {})
+
+
+def run_of(path: Path) -> Path:
+    """The run's folder, of which `path` may be a checkpoint."""
+    path = path.expanduser()
+    return path.resolve().parent.parent if (path / "manifest.json").exists() else path
+
+
+def _of_folder(folder: Path) -> Basis:
+    values = flat(to_dict(load(folder / CONFIG)))
+    words = _words(folder, values, _FOLLOWING)
+    if any((folder / "checkpoints").glob("step_*")):  # what the run began with may be gone: it has its own by now
+        own = {"train.from_checkpoint": None, "data.tokenizer": str(folder / "tokenizer.model")}
+        gone = {f: new for f, new in own.items() if values[f] is not None and not Path(values[f]).exists()}
+        values |= gone
+        words = [word for word in words if key_of(word) not in gone]
+    left_out = (*_FOLLOWING, *_OF_A_START)
+    return Basis(words, {field: value for field, value in values.items() if field not in left_out})
+
+
+def _of_weights(folder: Path) -> Basis:
+    values = flat(to_dict(load(folder / CONFIG)))
+    taken = {f: v for f, v in values.items() if f.startswith(("model.", "moe.")) or f in _TOKENIZER}
+    del taken["moe.group_sequences"]  # follows from the batch unless it was typed
+    words = _words(folder, values, ("moe.group_sequences",))
+    words = [w for w in words if key_of(w) in ("model", "moe", "moe.group_sequences", *taken)]
+    if (tokenizer := folder / "tokenizer.model").exists():
+        words.append(f"data.tokenizer={tokenizer.resolve()}")
+    return Basis(words, taken)
+
+
+def _words(folder: Path, values: dict[str, Any], following: Sequence[str]) -> list[str]:
+    """What was typed for the run: the record, or for a folder of an older release without one, what shows in `values`.
+
+    There a preset shows in its name, and a field that follows from others in a value that does not.
+    """
+    if (record := folder / OVERRIDES).exists():
+        return read_settings(record)
+    words = [f"{group}={values[field]}" for group, field in _PRESET_FIELDS.items() if values[field] in presets(group)]
+    fresh = flat(hydra_tree(read_overrides(words), None))
+    tree = completed(nested(values | {field: fresh[field] for field in following}), frozenset())
+    derived = flat(to_dict(restore(stamped(tree), origin=str(folder / CONFIG))))
+    unlike = [field for field in following if values[field] != derived[field] and field != "data.cache_dir"]
+    return [*words, *(f"{field}={'null' if values[field] is None else values[field]}" for field in unlike)]
