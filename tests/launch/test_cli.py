@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import launch.local
 from conf.errors import SetupError
@@ -222,3 +223,25 @@ def test_reader_that_stops_early_sees_no_traceback() -> None:
         f"{sys.executable} -m launch.cli --help | head -n 1", shell=True, capture_output=True, text=True, cwd=ROOT
     )
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_files_of_settings_stand_for_typed_ones(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("model: small_long\ntrain: {steps: 30, log_every: 5}\n")
+    assert main(["config", "train.steps=40", "--config", f"{tmp_path}/mine.yaml"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["model"]["preset"], printed["train"]["steps"], printed["train"]["log_every"]) == (
+        "small_long",
+        40,
+        5,
+    )
+    assert main(["config", "--config", f"{tmp_path}/gone.yaml"]) == 2
+    assert "gone.yaml: got 'No such file" in capsys.readouterr().err
+
+
+def test_ranks_get_what_a_file_says_as_plain_overrides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("train.steps: 30\nlaunch.nproc: 1\n")
+    started = []
+    monkeypatch.setattr("launch.local.become", lambda start: started.append(start.command) or 0)
+    main(["train", "--config", "mine.yaml", "seed=3"])
+    assert started[0][-3:] == ("train.steps=30", "launch.nproc=1", "seed=3")

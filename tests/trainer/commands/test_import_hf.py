@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conf import compose
+from conf.continued import compose_run
 from conf.errors import CheckpointError, ConfigError
 from launch import cli
 from tests.golden.reader import GOLDEN
@@ -133,7 +135,10 @@ def test_an_embedding_for_each_stack_comes_back_bit_equal(
     run = imported(theirs, tmp_path, "run")
     said = capsys.readouterr().out
     assert f"no part of the model, since the library never reads it: {SHARED}" in said
-    assert "model.share_embeddings=false" in said.partition("train on from it")[2]
+    (line,) = said.partition("train on from it:\n")[2].splitlines()
+    model = compose_run(shlex.split(line)[2:]).model  # `pointsman train ...`
+    assert model == compose.load(tmp_path / "run/config.yaml").model
+    assert not model.share_embeddings
     ours = masters(run)
     assert SHARED not in ours
     assert torch.equal(ours["encoder_embedding.weight"][:50], before[ENCODER])
