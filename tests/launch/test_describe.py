@@ -40,7 +40,7 @@ def test_a_dense_model_has_no_routing_and_the_whole_model_active():
     facts, _, settings = text.partition("\n\n")
     assert facts.startswith("# What follows from the settings below:")
     assert "routing" not in facts
-    assert settings.startswith("name: null")
+    assert settings.startswith("format: ")
     assert fact(text, "active per token").startswith("223M")
 
 
