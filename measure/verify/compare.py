@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from measure.verify.record import Decision
-from measure.verify.reference import LOGITS, SLOTS, TOKENS, ReferenceStep
+from measure.verify.observe.record import Decision
+from measure.verify.reference.step_file import LOGITS, SLOTS, TOKENS, ReferenceStep
 
 Precision = Literal["fp32", "bf16", "fp64"]
 Quantity = Literal["output", "routing", "loss", "aux", "z", "gradient", "norm", "parameter", "moment"]

@@ -12,8 +12,8 @@ from typing import Any
 from conf.derived.estimate import num_params
 from conf.reading.convert import to_dict
 from measure.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
-from measure.verify.plan import Plan
-from measure.verify.reference import INITIAL
+from measure.verify.planning.plan import Plan
+from measure.verify.reference.step_file import INITIAL
 from measure.verify.run_plan import Verdict, precision_of
 
 _LAYOUT_WIDTH, _WIDTH = 48, 10

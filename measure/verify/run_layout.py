@@ -19,13 +19,13 @@ from conf.routing.settings import moe_rules
 from conf.schema import RunConfig, Stack
 from data.batch import StepBatch
 from launch.ranks.child import Seat
-from measure.verify.batches import step_batch
 from measure.verify.compare import LIMITS, OUTPUT_LIMITS, Findings, Ledger, Precision
-from measure.verify.numbers import StepNumbers, Tally
-from measure.verify.record import GivenLogits, Recorder
-from measure.verify.reference import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
-from measure.verify.rows import RowFinder
-from measure.verify.trace import Trace, Tracer
+from measure.verify.observe.batches import step_batch
+from measure.verify.observe.numbers import StepNumbers, Tally
+from measure.verify.observe.record import GivenLogits, Recorder
+from measure.verify.observe.rows import RowFinder
+from measure.verify.observe.trace import Trace, Tracer
+from measure.verify.reference.step_file import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
 from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
 from model.t5.model import SwitchTransformer

@@ -19,9 +19,10 @@ from launch.ranks.pool import RankPool
 from launch.ranks.rank import Start
 from launch.ranks.server import TRAINING
 from measure.verify.compare import QUANTITIES, Findings, Precision
-from measure.verify.layouts import Layout
-from measure.verify.plan import Plan
-from measure.verify.reference import GRADIENT, PARAMETER, ReferenceStep, run_reference
+from measure.verify.planning.layouts import Layout
+from measure.verify.planning.plan import Plan
+from measure.verify.reference.plain_run import run_reference
+from measure.verify.reference.step_file import GRADIENT, PARAMETER, ReferenceStep
 from measure.verify.run_layout import Damage, Task, run_layout
 from trainer.device import local_device
 

@@ -16,10 +16,10 @@ from conf.errors import ConfigError
 from conf.machine import gpus_at_hand
 from launch.commands.kinds import define
 from launch.commands.parameters import COUNT, FILE, option, takes_overrides
-from measure.verify.layouts import KEYS
+from measure.verify.planning.layouts import KEYS
 
 if TYPE_CHECKING:
-    from measure.verify.plan import Plan
+    from measure.verify.planning.plan import Plan
     from measure.verify.run_plan import Verdict
 
 _WORTH_TELLING_S = 30.0  # of the time that is left
@@ -77,7 +77,7 @@ def make_checked_plan(
     timeout: float = 300.0,
 ) -> Plan:
     """What will be run; raises `ConfigError` for what this machine or the configuration cannot do."""
-    from measure.verify.plan import available_memory, check_memory, make_plan
+    from measure.verify.planning.plan import available_memory, check_memory, make_plan
 
     if layouts and everything:
         raise ConfigError("--all", got="--layouts as well", needs="one of the two", hint="leaving --all out")

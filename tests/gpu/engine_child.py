@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conf.compose import compose
 from launch.process import world_from_environment
-from measure.verify.batches import step_batch
+from measure.verify.observe.batches import step_batch
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.groups import destroy_groups, init_groups
 from trainer.checkpoint.reader import CheckpointReader

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conf.compose import compose
-from measure.verify.batches import global_rows
+from measure.verify.observe.batches import global_rows
 from model.build import build_model, meta_model
 from model.losses import LossScale, micro_batch_loss
 from parallel.mesh.axes import single_process

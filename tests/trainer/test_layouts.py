@@ -9,7 +9,7 @@ import torch
 from conf.compose import compose
 from conf.errors import NonFiniteError
 from data.batch import StepBatch
-from measure.verify.batches import global_rows, step_batch
+from measure.verify.observe.batches import global_rows, step_batch
 from model.build import build_model
 from model.t5.model import SwitchTransformer
 from parallel.layers.sharding import spec_of

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from measure.verify.compare import LIMITS, TIE, Findings, Ledger, near_ties
-from measure.verify.numbers import StepNumbers
-from measure.verify.record import Decision
-from measure.verify.reference import ReferenceStep, write_step
+from measure.verify.observe.numbers import StepNumbers
+from measure.verify.observe.record import Decision
+from measure.verify.reference.step_file import ReferenceStep, write_step
 from measure.verify.run_layout import NO_TIE
 from measure.verify.run_plan import begins_with_ties, missing
 

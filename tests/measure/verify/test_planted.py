@@ -10,7 +10,7 @@ import torch
 import parallel.mesh.collectives
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 import trainer.step
-from measure.verify.record import expert_layers
+from measure.verify.observe.record import expert_layers
 from measure.verify.report import describe_first
 from parallel.layers.sharding import spec_of
 from tests.measure.verify.tiny import Planted, plan, run

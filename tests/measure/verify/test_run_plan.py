@@ -14,7 +14,7 @@ import parallel.optim.masters
 import tests.harness  # noqa: F401 - its server of forks, with everything imported, serves here too
 import trainer.step
 from conf.derived.groups import micro_batch_size
-from measure.verify.record import expert_layers
+from measure.verify.observe.record import expert_layers
 from parallel.layers.sharding import spec_of
 from parallel.mesh import collectives
 from tests.measure.verify.tiny import Planted, plan, run

@@ -11,7 +11,7 @@ from measure.verify import report
 from measure.verify import run_plan as verify
 from measure.verify import verify_parallel as command
 from measure.verify.compare import Error, Findings
-from measure.verify.layouts import Layout
+from measure.verify.planning.layouts import Layout
 from measure.verify.run_plan import Verdict
 from tests.measure.verify.tiny import TINY, plan
 

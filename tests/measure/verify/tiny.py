@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from measure.verify.layouts import own_layout
-from measure.verify.plan import Plan, make_plan
+from measure.verify.planning.layouts import own_layout
+from measure.verify.planning.plan import Plan, make_plan
 from measure.verify.run_layout import RankRun
 from measure.verify.run_plan import Verdict, verify
 

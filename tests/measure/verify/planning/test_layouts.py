@@ -7,7 +7,16 @@ import pytest
 
 from conf.compose import compose
 from conf.errors import ConfigError
-from measure.verify.layouts import Layout, apply, complete, least_ranks, own_layout, product, read_keys, split_valid
+from measure.verify.planning.layouts import (
+    Layout,
+    apply,
+    complete,
+    least_ranks,
+    own_layout,
+    product,
+    read_keys,
+    split_valid,
+)
 from tests.measure.verify.tiny import TINY
 
 OWN = Layout(tp=1, dp=1, ep=1, etp=1, zero=1, accumulation=2, recompute=True)

@@ -15,8 +15,8 @@ from conf.derived.estimate import local_params, num_params, padded_vocab_size
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.convert import raise_all
 from conf.schema import RunConfig
-from measure.verify.covering import Cover, cover_pairs
-from measure.verify.layouts import (
+from measure.verify.planning.covering import Cover, cover_pairs
+from measure.verify.planning.layouts import (
     Layout,
     Refused,
     apply,

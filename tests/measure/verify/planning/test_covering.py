@@ -5,8 +5,8 @@ from itertools import product as cartesian
 
 import pytest
 
-from measure.verify.covering import cover_pairs, pairs_of
-from measure.verify.layouts import Layout, product
+from measure.verify.planning.covering import cover_pairs, pairs_of
+from measure.verify.planning.layouts import Layout, product
 
 
 def test_pairs_are_those_of_a_naive_loop():

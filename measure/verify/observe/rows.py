@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conf.schema import RunConfig
-from measure.verify.batches import global_rows
+from measure.verify.observe.batches import global_rows
 from parallel.rng import NoiseKey
 
 Rows = Callable[[NoiseKey], Tensor]  # the rows of the present micro-batch, int64 [B] on its device

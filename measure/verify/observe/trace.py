@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from measure.verify.rows import Rows, rows_of_noise
+from measure.verify.observe.rows import Rows, rows_of_noise
 from model.t5.model import SwitchTransformer
 from model.t5.norm import RmsNorm
 from model.t5.stack import Stack

@@ -3,8 +3,8 @@
 import pytest
 
 from conf.errors import ConfigError, ConfigErrors
-from measure.verify.layouts import Layout
-from measure.verify.plan import available_memory, bytes_needed, check_memory, make_plan
+from measure.verify.planning.layouts import Layout
+from measure.verify.planning.plan import available_memory, bytes_needed, check_memory, make_plan
 from tests.measure.verify.tiny import TINY, plan
 
 

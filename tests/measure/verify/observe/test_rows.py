@@ -2,8 +2,8 @@
 
 import torch
 
-from measure.verify.batches import global_rows
-from measure.verify.rows import RowFinder
+from measure.verify.observe.batches import global_rows
+from measure.verify.observe.rows import RowFinder
 from parallel.rng import NoiseKey
 from tests.measure.verify.tiny import plan
 

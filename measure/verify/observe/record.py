@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.schema import RunConfig
-from measure.verify.rows import Rows, rows_of_noise
+from measure.verify.observe.rows import Rows, rows_of_noise
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer

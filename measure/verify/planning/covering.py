@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from measure.verify.layouts import FACTORS, Layout
+from measure.verify.planning.layouts import FACTORS, Layout
 
 Pair = tuple[str, int, str, int]  # factor, its value, another factor, its value
 

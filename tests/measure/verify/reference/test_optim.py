@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.schema import OptimConfig
-from measure.verify.optim import build_reference
+from measure.verify.reference.optim import build_reference
 
 OPTIM = OptimConfig(
     name="adafactor", beta1=0.0, beta2=0.98, epsilon=1e-30, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,

@@ -2,8 +2,8 @@
 
 import torch
 
-from measure.verify.batches import global_rows
-from measure.verify.trace import Tracer, fingerprint, traced_modules
+from measure.verify.observe.batches import global_rows
+from measure.verify.observe.trace import Tracer, fingerprint, traced_modules
 from model.build import build_model
 from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
