@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +51,7 @@ MAY_UNPICKLE = (
     "launch/ranks/",  # the same
 )
 UNSAFE_READS = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.hub.load", "dill.load"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILES = 400, 60, 12
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -155,6 +156,65 @@ def test_no_box_is_forgotten_where_they_are_listed(file):
     form = forms.get(file, '"{0}"')
     text = (ROOT / file).read_text(encoding="utf-8")
     no([f"{file} lacks {form.format(box)!r}" for box in MAY_IMPORT if form.format(box) not in text])
+
+
+def folder_graph(graph: dict[str, set[str]], folder: str) -> dict[str, set[str]]:
+    """Arrows between the files that lie directly in `folder` and its sub-folders, each sub-folder taken as one node."""
+    nodes: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        if module.startswith(f"{folder}."):
+            node = ".".join(module.split(".")[: folder.count(".") + 2])
+            inside = {".".join(t.split(".")[: folder.count(".") + 2]) for t in targets if t.startswith(f"{folder}.")}
+            nodes.setdefault(node, set()).update(inside - {node})
+    return nodes
+
+
+def folders_of(modules: Iterable[str]) -> list[str]:
+    """Every folder that holds a module, at whatever depth."""
+    return sorted({module[:at] for module in modules for at, sign in enumerate(module) if sign == "."})
+
+
+def test_no_two_folders_import_each_other():
+    graph = import_graph({module_of(path): tree_of(path) for path in SOURCES})
+    no([found for folder in folders_of(graph) for found in circles(folder_graph(graph, folder))])
+
+
+# Studies have one form, so that who knows one knows the next.
+ALIKE = "measure/studies/"
+
+
+def same_names(paths: Iterable[str]) -> list[str]:
+    """A line for each file name that occurs twice in a box."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        box, _, rest = path.partition("/")
+        name = rest.rpartition("/")[2]
+        if name not in ("__init__.py", "__main__.py") and not path.startswith(ALIKE):
+            found.setdefault((box, name), []).append(path)
+    return [" and ".join(paths) for paths in found.values() if len(paths) > 1]
+
+
+def crowded(paths: Iterable[str]) -> list[str]:
+    """A line for each folder with too many files, and for each prefix that should be a folder."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name != "__init__.py":
+            folders.setdefault(folder, []).append(name.removesuffix(".py"))
+    lines = [f"{folder} holds {len(names)} files; {MAX_FILES} are the most"
+             for folder, names in folders.items() if len(names) > MAX_FILES]  # fmt: skip
+    for folder, names in folders.items():
+        prefixes = Counter(name.partition("_")[0] for name in names)
+        lines += [f"{folder} holds {n} files {prefix}*: a folder" for prefix, n in prefixes.items() if n > 2]
+    return lines
+
+
+def test_a_file_name_occurs_once_in_a_box():
+    no(same_names(map(short, SOURCES)))
+
+
+def test_folders_are_small_and_prefixes_are_folders():
+    no(crowded(map(short, SOURCES)))
 
 
 def test_libraries_stay_behind_their_seam():
@@ -275,3 +335,22 @@ def test_a_circle_is_found_through_other_files_and_through_folders():
         "b.four": ast.parse("from b.three import g"),
     }
     assert circles(import_graph(trees)) == ["a.one <-> a.two <-> b.three"]
+
+
+def test_a_circle_between_folders_is_found_though_no_file_is_in_one():
+    graph = {"a.x.one": {"a.y.two"}, "a.y.two": set(), "a.y.three": {"a.x.four"}, "a.x.four": set(), "a.z": {"a.x.one"}}
+    assert circles(graph) == []
+    assert folders_of(graph) == ["a", "a.x", "a.y"]
+    assert circles(folder_graph(graph, "a")) == ["a.x <-> a.y"]
+    assert circles(folder_graph({**graph, "a.x.four": {"a.z"}, "a.y.three": set()}, "a")) == ["a.x <-> a.z"]
+    assert folder_graph(graph, "a.x") == {"a.x.one": set(), "a.x.four": set()}
+
+
+def test_same_names_and_crowds_are_found():
+    twice = ["a/x/one.py", "a/y/one.py", "b/one.py", "a/x/__init__.py", "a/y/__init__.py", f"{ALIKE}p/cells.py"]
+    assert same_names(twice) == ["a/x/one.py and a/y/one.py"]
+    assert crowded(["a/run.py", "a/run_one.py", "a/b/run_two.py", "a/c/run_three.py"]) == []
+    assert crowded(["a/run.py", "a/run_one.py", "a/run_two.py"]) == ["a holds 3 files run*: a folder"]
+    many = [f"a/{letter}.py" for letter in "abcdefghijklm"]
+    assert crowded([*many, "a/__init__.py"]) == ["a holds 13 files; 12 are the most"]
+    assert crowded([*many[1:], "a/__init__.py"]) == []
