@@ -5,7 +5,7 @@ Shape suffixes: B batch, T target length, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -36,10 +36,16 @@ class LayerReport:
     aux: float  # mean over groups, unweighted; 1 when balanced
     z: float  # mean squared log-partition
 
-    @property
-    def imbalance(self) -> float:
-        """Load of the fullest expert relative to an even share; 1 is perfect."""
-        return max(self.load) * len(self.load)
+
+# What is logged of each expert layer, as `<prefix>/<stack>.<layer>/<name>`; docs/metrics.md says what each means.
+LAYER_METRICS: dict[str, Callable[[LayerReport], float]] = {
+    "dropped": lambda layer: layer.dropped,
+    "entropy": lambda layer: layer.entropy,
+    "confidence": lambda layer: layer.confidence,
+    "z": lambda layer: layer.z,
+    "aux": lambda layer: layer.aux,
+    "imbalance": lambda layer: max(layer.load) * len(layer.load),  # fullest expert over an even share; 1 is perfect
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,14 +174,7 @@ def router_metrics(report: Report, *, prefix: str, per_expert: bool) -> dict[str
     metrics: dict[str, float | list[float]] = {}
     for layer in report.layers:
         base = f"{prefix}/{layer.name}"
-        metrics |= {
-            f"{base}/dropped": layer.dropped,
-            f"{base}/entropy": layer.entropy,
-            f"{base}/confidence": layer.confidence,
-            f"{base}/z": layer.z,
-            f"{base}/aux": layer.aux,
-            f"{base}/imbalance": layer.imbalance,
-        }
+        metrics |= {f"{base}/{name}": measure(layer) for name, measure in LAYER_METRICS.items()}
         if per_expert:
             metrics[f"{base}/load"] = list(layer.load)
             metrics[f"{base}/probability"] = list(layer.probability)

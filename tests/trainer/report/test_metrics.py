@@ -1,6 +1,7 @@
 """Sums, reductions and derived numbers of `trainer.report.metrics`, against arithmetic a reader can do by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from model.moe.types import LayerRouting, RouterStats
 from model.t5.model import ModelOutput
 from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
-from trainer.report.metrics import Meter, flat_metrics, router_metrics
+from trainer.report.metrics import LAYER_METRICS, Meter, flat_metrics, router_metrics
 
 
 def routing(load, kept, *, tokens, groups=1.0, aux=1.0):
@@ -61,7 +62,7 @@ def test_two_micro_batches_add_up():
     assert report.aux_loss == 0.5
     assert layer.load == pytest.approx((0.4, 0.6))
     assert layer.dropped == pytest.approx(1 - 8 / 10)
-    assert layer.imbalance == pytest.approx(1.2)
+    assert LAYER_METRICS["imbalance"](layer) == pytest.approx(1.2)
     assert layer.aux == pytest.approx(2.0)  # (1 + 3) / 2 groups
     assert (layer.entropy, layer.confidence, layer.z, layer.slots_per_token) == pytest.approx((0.5, 0.75, 3.0, 2.0))
     assert report.dropped == layer.dropped
@@ -76,6 +77,19 @@ def test_router_metrics_have_stable_names():
         for name in ("load", "probability", "dropped", "entropy", "confidence", "z", "aux", "imbalance")
     }
     assert "router/decoder.3/load" not in router_metrics(report, prefix="router", per_expert=False)
+
+
+def test_a_metric_that_is_registered_is_logged(monkeypatch):
+    monkeypatch.setitem(LAYER_METRICS, "coldest", lambda layer: min(layer.load))
+    meter = Meter(pieces=100, layer_names=("encoder.1",))
+    meter.add(output(LOSSES, [routing([3.0, 1.0], [2.0, 1.0], tokens=4.0)]), TARGETS, None)
+    logged = router_metrics(meter.reduce(single_process()), prefix="router", per_expert=False)
+    assert logged["router/encoder.1/coldest"] == 0.25
+
+
+def test_every_metric_of_a_layer_has_a_line_on_the_page_of_metrics():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text()
+    assert [name for name in LAYER_METRICS if f"`router/<stack>.<layer>/{name}`" not in page] == []
 
 
 def test_a_nan_is_noticed():
