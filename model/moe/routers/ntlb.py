@@ -26,15 +26,8 @@ def decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) -
     f_GSE = count_choices(expert_GSQ, E) / rules.choices
     aux_loss = balance_loss(f_GSE, numerics.wide(p_GSE), tokens.real_GS, rules.aux)
     gate_GSQ = numerics.wide(gate_GSQ)
-    slots = queue(
-        expert_GSQ,
-        asks_GSQ,
-        num_experts=E,
-        capacity=capacity,
-        first_slot=rules.first_slot,
-        rounds="until_kept",
-        empty_GSK=numerics.vanishes(gate_GSQ) if rules.zero_gate == "dropped" else None,
-    )
+    empty_GSQ = numerics.vanished(gate_GSQ)
+    slots = queue(expert_GSQ, asks_GSQ, rules, capacity, rounds="until_kept", empty_GSK=empty_GSQ)
     held_GSK = slots.slots_GSK.amin(-1, keepdim=True)
     return decision(
         slots._replace(slots_GSK=held_GSK),

@@ -22,7 +22,7 @@ class Numerics:
     def __init__(self, rules: MoeRules, activation: torch.dtype) -> None:
         self.rules: Rounding = rules.rounding
         self.jitter: JitterRule = rules.jitter
-        self.routed = rules.routed
+        self.routed, self.drops_zero_gates = rules.routed, rules.zero_gate == "dropped"
         self.activation = activation
         self.wide_dtype = torch.float64 if activation == torch.float64 else torch.float32
 
@@ -69,9 +69,9 @@ class Numerics:
         # of a mean.
         return (logits_GSE - (total.log() + top)).exp()
 
-    def vanishes(self, gate_GSK: Tensor) -> Tensor:
-        """Whether a gate is 0 in the dtype of the activations."""
-        return gate_GSK.detach().to(self.activation) == 0
+    def vanished(self, gate_GSK: Tensor) -> Tensor | None:
+        """Gates that are 0 in the dtype of the activations, where that costs a choice its slot; None: it never does."""
+        return gate_GSK.detach().to(self.activation) == 0 if self.drops_zero_gates else None
 
     def combine_weights(self, gate_GSK: Tensor) -> Tensor:
         """Gates as they multiply the experts' outputs."""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from conf.routing.settings import MoeRules
 from model.moe.types import Decision
 
 
@@ -45,10 +46,9 @@ def decision(slots: Slots, *, gates_GSK: Tensor, load_GSE: Tensor, aux_loss: Ten
 def queue(
     choice_GSK: Tensor,
     takes_GSK: Tensor,
-    *,
-    num_experts: int,
+    rules: MoeRules,
     capacity: int,
-    first_slot: int = 0,
+    *,
     order_GS: Tensor | None = None,
     rounds: Rounds = "every_choice",
     empty_GSK: Tensor | None = None,
@@ -59,7 +59,7 @@ def queue(
     `takes_GSK` is False for choices that do not queue. `until_kept`: a token that has a slot tries no further.
     Choices in `empty_GSK` take their place, but the slot stays empty.
     """
-    G, S, K = choice_GSK.shape
+    (G, S, K), num_experts = choice_GSK.shape, rules.num_experts
     experts_E = torch.arange(num_experts, device=choice_GSK.device)
     before_G1E = torch.zeros(G, 1, num_experts, dtype=torch.int32, device=choice_GSK.device)
     waiting_GS = torch.ones(G, S, dtype=torch.bool, device=choice_GSK.device)
@@ -71,7 +71,7 @@ def queue(
         choice_GS1 = choice_GSK[..., k : k + 1]
         takes_GS = takes_GSK[..., k] & waiting_GS if rounds == "until_kept" else takes_GSK[..., k]
         queue_GSE = before_G1E + ((choice_GS1 == experts_E) & takes_GS.unsqueeze(-1)).cumsum(1, dtype=torch.int32)
-        place_GS = queue_GSE.gather(-1, choice_GS1).squeeze(-1).long() - 1 + first_slot
+        place_GS = queue_GSE.gather(-1, choice_GS1).squeeze(-1).long() - 1 + rules.first_slot
         kept_GS = takes_GS & (place_GS < capacity)
         waiting_GS = waiting_GS & ~kept_GS
         before_G1E = queue_GSE[:, -1:]

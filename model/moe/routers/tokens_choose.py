@@ -27,28 +27,23 @@ def decide_by_gate(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity
 
 
 def _decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int, *, by_gate: bool) -> Decision:
-    numerics = Numerics(rules, tokens.x_GSD.dtype)
+    numerics, E = Numerics(rules, tokens.x_GSD.dtype), rules.num_experts
+    # p(x) = softmax(x W) (equation 1); the expert is its arg max, the gate what p says of it (equation 2)
     p_GSE = numerics.probabilities(logits_GSE, tokens)
     expert_GSK, gate_GSK = most_probable(p_GSE, rules.choices)
+    # loss = E * sum_e f * P (equations 4 to 6): f counts choices before capacity, P is the mean of p and has the gradient
+    aux_loss = balance_loss(count_choices(expert_GSK, E), numerics.wide(p_GSE), tokens.real_GS, rules.aux)
+    # each expert takes tokens in the order of its queue up to its capacity (equation 3); the others are dropped
     asks_GS = tokens.asking(rules)
     asks_GSK = asks_GS.unsqueeze(-1).expand_as(expert_GSK)
-    # f: tokens that choose an expert; P: its probability; both before capacity, and gradient through P alone
-    f_GSE = count_choices(expert_GSK, rules.num_experts)
-    aux_loss = balance_loss(f_GSE, numerics.wide(p_GSE), tokens.real_GS, rules.aux)
     gate_GSK = numerics.wide(gate_GSK)
-    slots = queue(
-        expert_GSK,
-        asks_GSK,
-        num_experts=rules.num_experts,
-        capacity=capacity,
-        first_slot=rules.first_slot,
-        order_GS=_falling(ranks(logits_GSE, p_GSE).amax(-1), asks_GS) if by_gate else None,
-        empty_GSK=numerics.vanishes(gate_GSK) if rules.zero_gate == "dropped" else None,
-    )
+    order_GS = _falling(ranks(logits_GSE, p_GSE).amax(-1), asks_GS) if by_gate else None
+    empty_GSK = numerics.vanished(gate_GSK)
+    slots = queue(expert_GSK, asks_GSK, rules, capacity, order_GS=order_GS, empty_GSK=empty_GSK)
     return decision(
         slots,
         gates_GSK=torch.where(slots.kept_GSK, gate_GSK, 0.0),
-        load_GSE=count_choices(expert_GSK, rules.num_experts, asks_GSK),
+        load_GSE=count_choices(expert_GSK, E, asks_GSK),
         aux_loss=aux_loss,
         logits_GSE=logits_GSE,
     )

@@ -39,14 +39,7 @@ def decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) -
         second_GSE = (expert_GSK[..., 1:] == torch.arange(E, device=p_GSE.device)) & asks_GSK[..., 1:]
         aux_loss = aux_loss + rules.options.loss_weight * second_loss(second_GSE, rest_GSE, tokens.real_GS, rules.aux)
     asks_GSK = asks_GSK & _queues(gate_GSK, tokens, rules.options)
-    slots = queue(
-        expert_GSK,
-        asks_GSK,
-        num_experts=E,
-        capacity=capacity,
-        first_slot=rules.first_slot,
-        empty_GSK=numerics.vanishes(gate_GSK) if rules.zero_gate == "dropped" else None,
-    )
+    slots = queue(expert_GSK, asks_GSK, rules, capacity, empty_GSK=numerics.vanished(gate_GSK))
     return decision(
         slots,
         gates_GSK=torch.where(slots.kept_GSK, gate_GSK, 0.0),

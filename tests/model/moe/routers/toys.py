@@ -29,7 +29,7 @@ def by_id(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) ->
     assert tokens.ids_GS is not None
     expert_GSK = (tokens.ids_GS % rules.num_experts).unsqueeze(-1)
     asks_GSK = tokens.asking(rules).unsqueeze(-1)
-    slots = queue(expert_GSK, asks_GSK, num_experts=rules.num_experts, capacity=capacity)
+    slots = queue(expert_GSK, asks_GSK, rules, capacity)
     return decision(
         slots,
         gates_GSK=slots.kept_GSK.to(logits_GSE.dtype),
@@ -54,7 +54,7 @@ def by_biased_logits(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capaci
     expert_GSK = (logits_GSE + tokens.weights["bias"]).argmax(-1, keepdim=True)
     p_GSE = logits_GSE.softmax(-1)
     asks_GSK = tokens.asking(rules).unsqueeze(-1)
-    slots = queue(expert_GSK, asks_GSK, num_experts=rules.num_experts, capacity=capacity)
+    slots = queue(expert_GSK, asks_GSK, rules, capacity)
     load_GSE = count_choices(expert_GSK, rules.num_experts, asks_GSK)
     return decision(
         slots,
