@@ -31,7 +31,7 @@ def _decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int, 
     # p(x) = softmax(x W) (equation 1); the expert is its arg max, the gate what p says of it (equation 2)
     p_GSE = numerics.probabilities(logits_GSE, tokens)
     expert_GSK, gate_GSK = most_probable(p_GSE, rules.choices)
-    # loss = E * sum_e f * P (equations 4 to 6): f counts choices before capacity, P is the mean of p and has the gradient
+    # loss = E * sum_e f * P (equations 4 to 6): f counts choices before capacity; P, the mean of p, has the gradient
     aux_loss = balance_loss(count_choices(expert_GSK, E), numerics.wide(p_GSE), tokens.real_GS, rules.aux)
     # each expert takes tokens in the order of its queue up to its capacity (equation 3); the others are dropped
     asks_GS = tokens.asking(rules)
