@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from conf.errors import ConfigError
+from conf.reading.elsewhere import known_elsewhere
 from conf.reading.formats import hint_for
+from conf.reading.presets import groups, presets
 from conf.schema import RawRunConfig
 
 
@@ -59,17 +61,39 @@ def describe_type(kind: Any) -> str:
 
 
 def unknown_key(path: str, got: object = "an unknown setting") -> ConfigError:
-    """The error for a path that does not exist, with the closest one that does."""
-    if (renamed := hint_for(path)) is not None:
-        return ConfigError(path, got=got, needs="its present name", hint=renamed)
+    """The error for a path that does not exist, with the one that is meant if that is plain."""
+    if (now := hint_for(path)) is not None:
+        return ConfigError(path, got=got, needs="its present name", hint=now)
+    if (elsewhere := known_elsewhere(path)) is not None:
+        return ConfigError(path, got=got, needs=elsewhere[0], hint=elsewhere[1])
+    hint = _group_meant(path, str(got)) or _field_meant(path) or "`pointsman config --fields`, which lists them"
+    return ConfigError(path, got=got, needs="the name of an existing field", hint=hint)
+
+
+def _group_meant(key: str, value: str) -> str | None:
+    """`model=small` for `modle=small`: a group misspelt, whose preset the value is, or nearly."""
+    if "." in key:
+        return None
+    for group in difflib.get_close_matches(key, groups(), n=1, cutoff=0.6):
+        if names := difflib.get_close_matches(value, presets(group), n=1, cutoff=0.6):
+            return f"{group}={names[0]}"
+    return None
+
+
+def _field_meant(path: str) -> str | None:
     section, _, name = path.rpartition(".")
     known = list(leaf_types())
-    same_name = [field for field in known if field.rpartition(".")[2] == name]
+    by_name: dict[str, list[str]] = {}
+    for field in known:
+        by_name.setdefault(field.rpartition(".")[2], []).append(field)
+    if len(same := by_name.get(name, [])) == 1:  # in another section
+        return same[0]
     siblings = [field for field in known if field.rpartition(".")[0] == section]
-    close = same_name[:1] or difflib.get_close_matches(path, siblings, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not close:
-        by_name = {field.rpartition(".")[2]: field for field in reversed(known)}
-        close = [by_name[match] for match in difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.7)]
-    hint = close[0] if close else "`pointsman config`, which lists every field"
-    return ConfigError(path, got=got, needs="the name of an existing field", hint=hint)
+    names = difflib.get_close_matches(name, [field.rpartition(".")[2] for field in siblings], n=1, cutoff=0.75)
+    if names:
+        return f"{section}.{names[0]}".lstrip(".")
+    alike = [f for n in difflib.get_close_matches(name, by_name, cutoff=0.75) for f in by_name[n]]
+    if whole := difflib.get_close_matches(path, alike, n=1, cutoff=0.8):  # section and name misspelt
+        return whole[0]
+    names = difflib.get_close_matches(name, by_name, n=1, cutoff=0.88)
+    return by_name[names[0]][0] if names and len(by_name[names[0]]) == 1 else None
