@@ -34,7 +34,7 @@ WORKDIR /opt/pointsman/src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install -c constraints.txt torch setuptools wheel \
     && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > dependencies.txt \
-    && pip install -c constraints.txt -r dependencies.txt
+    && pip install -c constraints.txt -r dependencies.txt tensorboard
 
 COPY conf ./conf
 COPY data ./data

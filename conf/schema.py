@@ -173,9 +173,10 @@ class RawTrainConfig:
 class LoggingConfig:
     """What is written where; `metrics.jsonl` is always complete."""
 
-    wandb: Literal["auto", "offline", "online", "off"]  # auto: online with a key and a network, else offline
-    wandb_project: str  # of Weights & Biases
-    wandb_entity: str | None  # team or user of Weights & Biases; None: the key's own
+    wandb: Literal["auto", "offline", "online", "off"]  # auto: what WANDB_MODE says, else online with key and server
+    wandb_project: str | None  # of Weights & Biases; None: WANDB_PROJECT, else pointsman
+    wandb_entity: str | None  # team or user of Weights & Biases; None: WANDB_ENTITY, else the key's own
+    tensorboard: bool  # write event files for TensorBoard into the run folder's tensorboard/
     progress: Literal["auto", "live", "plain", "off"]  # auto: live on a terminal, else plain lines
 
 

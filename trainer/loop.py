@@ -122,7 +122,6 @@ class Loop:
         self.last = report
         routing = router_metrics(report, prefix="router", per_expert=True)
         session.log.write(self.state.step, {**flat_metrics("eval", report), **routing})
-        session.log.heatmap(self.state.step, report)
         self.view.say(
             f"eval at step {self.state.step}: loss {report.loss:.3f} "
             f"(text {report.loss_text:.3f}, sentinels {report.loss_sentinel:.3f})"

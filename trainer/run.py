@@ -24,6 +24,7 @@ from trainer.loop import Loop, evaluates_at, finished
 from trainer.report.log import RunLog
 from trainer.report.metrics import Report
 from trainer.report.progress import ProgressView, open_view
+from trainer.report.sinks.sink import Opening
 from trainer.report.summary import learning_lines, where_lines
 from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
 from trainer.run_dir import Ending, RunDir, discard_unstarted, open_run_dir, write_config, write_status
@@ -66,9 +67,8 @@ def _open(
     state = restore(session, reader)
 
     def begin() -> None:
-        session.log = RunLog(
-            run, cfg, is_main=True, resume_step=state.step, evaluates_again=evaluates_at(cfg.train, state)
-        )
+        again = evaluates_at(cfg.train, state)
+        session.log = RunLog(Opening(run=run, cfg=cfg, resume_step=state.step, evaluates_again=again))
         write_config(run, cfg, overrides)
         run.tokenizer.write_bytes(corpus.tokenizer.model)
         write_status(run, "running", step=state.step)
@@ -81,6 +81,7 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
     cfg, is_main = session.cfg, session.mesh.is_main
     view = open_view(cfg.logging, is_main=is_main, total_steps=session.total_steps, start_step=state.step)
     loop = Loop(session, state, view, stop)
+    failed = True
     try:
         with noted():  # before what is closed below, which may take long, and peers give up meanwhile
             _announce(view, session, state)
@@ -88,6 +89,9 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
                 view.say(f"  changed since the checkpoint: {note}")
             ending = loop.run()
             lines = _closing(session, loop, ending)
+        if is_main:  # before the log is closed, which waits a while for a network
+            write_status(session.run, ending, step=loop.state.step, reason=stop.name)
+        failed = False
     except BaseException as error:
         if is_main:
             with suppress(OSError):  # losing the note must not hide the error itself
@@ -95,9 +99,10 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
         raise
     finally:
         view.close()
-        session.close()
+        session.close(failed=failed)
     if is_main:
-        write_status(session.run, ending, step=loop.state.step, reason=stop.name)
+        saved = [path.name for path in session.store.list()]
+        lines += where_lines(session.run, session.log.where(), checkpoints=saved)
         with suppress(OSError):  # a terminal or pipe that is gone
             print("\n".join(lines), flush=True)
     return stop.exit_code if ending == "stopped" else 0
@@ -154,11 +159,10 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
 
 def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
     """Every rank takes part (evaluation and filling are collective); rank 0 prints what comes back."""
-    saved = [path.name for path in session.store.list()]
-    where = where_lines(session.run, wandb_mode=session.log.mode, checkpoints=saved)
     if ending == "stopped" or loop.last is None:
+        saved = [path.name for path in session.store.list()]
         left = f"the newest checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
-        return [f"stopped on {loop.stop.name or 'request'} after step {loop.state.step}; {left}", *where]
+        return [f"stopped on {loop.stop.name or 'request'} after step {loop.state.step}; {left}"]
     shuffled = evaluate(
         session.module,
         session.validation_batches(shuffled_inputs=True),
@@ -171,7 +175,7 @@ def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
     first_loss = loop.first.loss if loop.first else logged_loss(session.run.metrics, step=0)
     session.log.write(loop.state.step, closing_metrics(last, shuffled, unigram))
     learned = learning_lines(first_loss=first_loss, last=last, unigram_nats=unigram, shuffled=shuffled)
-    return ["", *learned, "", *sample_lines(session), "", *where]
+    return ["", *learned, "", *sample_lines(session), ""]
 
 
 def closing_metrics(last: Report, shuffled: Report, unigram: float) -> dict[str, float]:

@@ -91,12 +91,12 @@ class Session:
             state.to_json(self.cfg, self.corpus.fingerprint),
         )
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Finish what runs in the background: the save first, since the log may wait for a network."""
         try:
             self.store.close()
         finally:
-            self.log.close()
+            self.log.close(failed=failed)
 
 
 def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engine:
@@ -123,7 +123,7 @@ def build_session(cfg: RunConfig, mesh: Mesh, run: RunDir, corpus: Corpus, store
         corpus=corpus,
         engine=engine,
         store=store,
-        log=RunLog(run, cfg, is_main=False),
+        log=RunLog(),
         shards=shards,
         total_steps=planned_steps(cfg.train, cfg.data),
     )

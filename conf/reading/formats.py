@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 KEY = "format"  # of the number in a written configuration
 
 
@@ -40,6 +40,7 @@ CHANGES = (
 ADDED = (
     Added(1, "model.share_embeddings", True),
     Added(1, "moe.router_precision", "fp32"),
+    Added(2, "logging.tensorboard", False),
 )
 
 

@@ -126,10 +126,11 @@ def check_train(train: RawTrainConfig) -> Problems:
 
 def check_logging(logging: LoggingConfig) -> Problems:
     """Names that W&B accepts."""
-    if not logging.wandb_project or set(logging.wandb_project) & set("/\\#?%:"):
+    project = logging.wandb_project
+    if project is not None and (not project or set(project) & set("/\\#?%:")):
         yield ConfigError(
             "logging.wandb_project",
-            got=logging.wandb_project,
+            got=project,
             needs="a name without / \\ # ? % :",
             hint="logging.wandb_project=pointsman",
         )

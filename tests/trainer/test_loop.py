@@ -22,7 +22,7 @@ class Recorder:
         self.cfg, self.events, self.total_steps = cfg, [], cfg.train.steps
         self.module = self.engine = self.mesh = self.device = None
         self.store = SimpleNamespace(poll=lambda: None, wait=lambda: self.events.append("wait"), failed=0)
-        self.log = SimpleNamespace(write=lambda step, metrics: None, heatmap=lambda step, report: None)
+        self.log = SimpleNamespace(write=lambda step, metrics: None)
 
     def new_meter(self):
         return SimpleNamespace(reduce=lambda groups: REPORT)

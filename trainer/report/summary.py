@@ -29,24 +29,17 @@ def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: floa
     return lines
 
 
-def where_lines(run: RunDir, *, wandb_mode: str, checkpoints: Sequence[str]) -> list[str]:
-    """Paths of everything the run wrote, and what to do next: commands that can be pasted."""
+def where_lines(run: RunDir, sinks: Sequence[str], *, checkpoints: Sequence[str]) -> list[str]:
+    """Paths of everything the run wrote (`sinks`: what the sinks say), and what to do next: commands to be pasted."""
     root, name = shlex.quote(str(run.root)), shlex.quote(f"name={run.root.name}")
     if run.root.parent.name != "runs":
         name += " " + shlex.quote(f"runs_dir={run.root.parent}")
-    lines = [
+    return [
         f"run folder           {run.root}",
         f"  configuration      {run.config}",
-        f"  metrics            {run.metrics}",
         f"  checkpoints        {run.checkpoints} ({', '.join(checkpoints) or 'none'})",
-    ]
-    if wandb_mode == "offline":
-        lines.append(f"  W&B (offline)      {run.root / 'wandb'}   upload: wandb sync {root}/wandb/offline-run-*")
-    elif wandb_mode == "online":
-        lines.append(f"  W&B                {run.root / 'wandb'}")
-    lines += [
+        *sinks,
         f"evaluate             pointsman eval {root}",
         f"fill spans           pointsman fill {root} 'import <mask> as np'",
         f"continue             pointsman train {name} train.steps=...",
     ]
-    return lines

@@ -1,8 +1,5 @@
-"""The routing table and the heat map say what the numbers say."""
+"""The routing table says what the numbers say."""
 
-import numpy as np
-
-from trainer.report.heatmap import heatmap_colours, heatmap_image
 from trainer.report.metrics import LayerReport, Report
 from trainer.report.routing_table import load_bar, routing_table
 
@@ -55,12 +52,3 @@ def test_wasted_slots_are_flagged():
 
 def test_dense_model_has_no_table():
     assert routing_table(report(), capacity_factor=1.0) == "dense model: no routing"
-
-
-def test_heatmap_is_dark_where_starved_and_bright_where_loaded():
-    colours = heatmap_colours([layer("encoder.1", [0.0, 0.25, 0.75]), layer("encoder.3", [1 / 3] * 3)])
-    assert colours.shape == (2, 3, 3)
-    assert colours[0, 0].tolist() == [20, 24, 60]
-    assert len(np.unique(colours[1].reshape(3, 3), axis=0)) == 1
-    image = heatmap_image([layer("encoder.1", [0.5, 0.5])])
-    assert image.size[0] >= 480

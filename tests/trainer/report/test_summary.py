@@ -28,18 +28,16 @@ def test_a_model_below_the_yardstick_is_called_worse():
 
 
 def test_where_everything_is(tmp_path):
-    offline = "\n".join(where_lines(RunDir(root=tmp_path), wandb_mode="offline", checkpoints=["step_00000004"]))
-    assert "wandb sync" in offline
-    assert "(step_00000004)" in offline
-    off = "\n".join(where_lines(RunDir(root=tmp_path), wandb_mode="disabled", checkpoints=[]))
-    assert "wandb" not in off
-    assert "(none)" in off
+    lines = where_lines(RunDir(root=tmp_path), ["  W&B  here"], checkpoints=["step_00000004"])
+    assert "  W&B  here" in lines
+    assert "(step_00000004)" in "\n".join(lines)
+    assert "(none)" in "\n".join(where_lines(RunDir(root=tmp_path), [], checkpoints=[]))
 
 
 def test_the_commands_can_be_pasted(tmp_path):
     """Names with blanks are quoted, and a folder other than runs/ is named."""
     root = tmp_path / "my runs" / "a b"
-    lines = where_lines(RunDir(root=root), wandb_mode="disabled", checkpoints=[])
+    lines = where_lines(RunDir(root=root), [], checkpoints=[])
     words = [shlex.split(line)[1:] for line in lines[-3:]]
     assert ["pointsman", "eval", str(root)] in words
     assert words[-1][-5:] == ["pointsman", "train", "name=a b", f"runs_dir={root.parent}", "train.steps=..."]
