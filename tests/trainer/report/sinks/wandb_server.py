@@ -61,7 +61,7 @@ class WandbServer:
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL request: as much as the client asks about runs."""
         name = given.get("name") or ""
-        owner = {"id": "E", "name": "somebody"}
+        owner = {"id": "E", "name": given.get("entity") or "somebody"}
         run = {"id": f"R-{name}", "name": name, "displayName": given.get("displayName") or name, "config": "{}"}
         run |= {"project": {"id": "P", "name": given.get("project") or "", "entity": owner}, "tags": []}
         run |= {"summaryMetrics": "{}", "historyLineCount": len(self.history.get(name, {})) if self.remembers else 0}
