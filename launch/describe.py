@@ -11,11 +11,11 @@ from conf.derived.estimate import (
     local_params,
     num_active_params,
 )
-from conf.derived.groups import expert_capacity, micro_batch_size, slots_per_token
-from conf.derived.layers import sparse_layers
+from conf.derived.groups import expert_capacity, group_tokens, micro_batch_size, slots_per_token
+from conf.derived.layers import is_dense, stacks
 from conf.derived.topology import topology
 from conf.derived.windows import span_lengths
-from conf.schema import RunConfig, Stack
+from conf.schema import RunConfig
 
 Facts = list[tuple[str, str]]
 
@@ -60,7 +60,7 @@ def _layout_facts(cfg: RunConfig) -> Facts:
         ("parameters per rank", f"{human(local_params(cfg))} ({local_params(cfg):,}), ZeRO stage {cfg.parallel.zero}"),
         ("micro-batch", batch),
     ]
-    if cfg.model.moe == "switch":
+    if not is_dense(cfg):
         held = f"{cfg.moe.num_experts // axes.ep} of {cfg.moe.num_experts} experts of a layer on each rank"
         experts = f"etp {axes.etp} x ep {axes.ep} x edp {axes.edp}: {held}"
         facts.insert(2, ("experts", experts))
@@ -70,34 +70,26 @@ def _layout_facts(cfg: RunConfig) -> Facts:
 def _data_facts(cfg: RunConfig) -> Facts:
     lengths = span_lengths(cfg.data)
     text = f"{lengths.raw} tokens of text become {lengths.inputs} encoder and {lengths.targets} decoder tokens"
-    padded = f"padded to {cfg.data.encoder_length} and {_stacks(cfg)[1][1]}"
+    padded = f"padded to {cfg.data.encoder_length} and {cfg.data.decoder_length}"
     tokens = cfg.train.global_batch * (lengths.inputs + lengths.targets)
     return [("window", f"{text}, {padded}"), ("tokens per step", f"{tokens:,} at most")]
 
 
-def _stacks(cfg: RunConfig) -> tuple[tuple[Stack, int, int], ...]:
-    """Name, length and number of layers of each stack."""
-    return (
-        ("encoder", cfg.data.encoder_length, cfg.model.num_encoder_layers),
-        ("decoder", cfg.data.decoder_length, cfg.model.num_decoder_layers),
-    )
-
-
 def _routing_facts(cfg: RunConfig) -> Facts:
-    if cfg.model.moe == "dense":
+    if is_dense(cfg):
         return []
     facts: Facts = [("routing group", f"{cfg.moe.group_sequences} whole sequences, at every layout")]
-    for name, length, layers in _stacks(cfg):
-        tokens = cfg.moe.group_sequences * length
+    for name, layers in stacks(cfg.model, cfg.moe).items():
+        tokens = group_tokens(cfg, name)
         train = expert_capacity(cfg.moe, tokens, train=True)
         evaluation = expert_capacity(cfg.moe, tokens, train=False)
         slots = slots_per_token(cfg.moe, tokens, train=True)
-        sparse = ", ".join(str(layer) for layer in sparse_layers(cfg.model, cfg.moe, name))
+        sparse = ", ".join(str(layer.index) for layer in layers if layer.experts)
         text = (
             f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
         )
         facts += [
-            (f"{name} experts", f"layers {sparse} (from 0) of {layers}" if sparse else "none"),
+            (f"{name} experts", f"layers {sparse} (from 0) of {len(layers)}" if sparse else "none"),
             (f"{name} routing", text),
         ]
     return facts
@@ -105,11 +97,11 @@ def _routing_facts(cfg: RunConfig) -> Facts:
 
 def _warnings(cfg: RunConfig) -> list[str]:
     """Where the minimum capacity makes experts compute far more rows than tokens."""
-    if cfg.model.moe == "dense":
+    if is_dense(cfg):
         return []
     lines = []
-    for name, length, _ in _stacks(cfg):
-        tokens = cfg.moe.group_sequences * length
+    for name in stacks(cfg.model, cfg.moe):
+        tokens = group_tokens(cfg, name)
         slots = slots_per_token(cfg.moe, tokens, train=True)
         if slots > 2 * cfg.moe.capacity_factor:
             lines.append(

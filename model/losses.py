@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conf.derived.layers import STACKS
 from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
 from model.moe.balance import joined_loss
@@ -51,7 +50,7 @@ def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> L
     layers = len(output.encoder_routing) + len(output.decoder_routing)
     routings = (output.encoder_routing, output.decoder_routing)
     real = (scale.encoder_tokens, scale.decoder_tokens)
-    for stack, routing, real_tokens in zip(STACKS, routings, real, strict=True):
+    for stack, routing, real_tokens in zip(("encoder", "decoder"), routings, real, strict=True):
         rules = moe_rules(moe, stack).losses
         if not routing or rules.silent:
             continue

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from conf import compose
+from conf.derived.layers import is_dense
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from launch.process import noted
@@ -143,7 +144,7 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
 
 def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
     cfg, mesh = session.cfg, session.mesh
-    kind = f"{cfg.moe.num_experts} experts every {cfg.moe.sparse_every}" if cfg.model.moe == "switch" else "dense"
+    kind = "dense" if is_dense(cfg) else f"{cfg.moe.num_experts} experts every {cfg.moe.sparse_every}"
     view.say(
         f"{session.run.root}: {cfg.model.preset} ({kind}) on {mesh.world.size} ranks: tp {mesh.tp.size}, "
         f"dp {mesh.dp.size}, ep {mesh.ep.size}, etp {mesh.etp.size}, ZeRO-{cfg.parallel.zero}, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from conf.derived.derive import planned_steps
-from conf.derived.layers import STACKS, sparse_layers
+from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
@@ -24,11 +24,6 @@ from trainer.report.log import RunLog
 from trainer.report.metrics import Meter
 from trainer.resume import TrainState
 from trainer.run_dir import RunDir
-
-
-def layer_names(cfg: RunConfig) -> tuple[str, ...]:
-    """Names of the expert layers in the order in which the model reports them."""
-    return tuple(f"{stack}.{layer}" for stack in STACKS for layer in sparse_layers(cfg.model, cfg.moe, stack))
 
 
 @dataclass(kw_only=True, slots=True)

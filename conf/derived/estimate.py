@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from conf.derived.layers import STACKS, sparse_layers, stack_depth
+from conf.derived.layers import Layer, layers, stacks
 from conf.derived.topology import topology
 from conf.routing.settings import experts_per_token, router_matrices
 from conf.schema import ModelConfig, MoeConfig, RunConfig, Stack
@@ -41,28 +41,31 @@ class Params(NamedTuple):
 
 def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
     """Parameters of the model as built on one rank."""
-    encoder, decoder = model.num_encoder_layers, model.num_decoder_layers
-    sparse = sum(len(sparse_layers(model, moe, stack)) for stack in STACKS)
-    routers = sum(len(sparse_layers(model, moe, stack)) * router_matrices(moe, stack) for stack in STACKS)
+    plan, stack_count = layers(model, moe), len(stacks(model, moe))
+    sublayers = sum(len(layer.attention) for layer in plan)
     attention = 4 * model.d_model * model.num_heads * model.d_kv
-    one_ff = _ff_weights(model)
     tables = 1 + (not model.share_embeddings) + (not model.tie_embeddings)
+    weights = [(layer, _ff_weights(model, layer)) for layer in plan]
     return Params(
         cut=tables * padded_vocab_size(model.vocab_size) * model.d_model
-        + 2 * model.relative_buckets * model.num_heads
-        + (encoder + 2 * decoder) * attention
-        + (encoder + decoder - sparse) * one_ff,
-        # norms: two per encoder layer, three per decoder layer, one at the end of each stack
-        whole=(2 * encoder + 3 * decoder + 2) * model.d_model + routers * model.d_model * moe.num_experts,
-        experts=sparse * moe.num_experts * one_ff,
-        one_expert=one_ff
-        * sum(len(sparse_layers(model, moe, stack)) * experts_per_token(moe, stack) for stack in STACKS),
+        + stack_count * model.relative_buckets * model.num_heads
+        + sublayers * attention
+        + sum(one for layer, one in weights if not layer.experts),
+        # norms: one per sublayer, and one at the end of each stack
+        whole=(sublayers + len(plan) + stack_count + sum(_scores(moe, layer) for layer in plan)) * model.d_model,
+        experts=sum(layer.experts * one for layer, one in weights),
+        one_expert=sum(experts_per_token(moe, layer.stack) * one for layer, one in weights if layer.experts),
     )
 
 
-def _ff_weights(model: ModelConfig) -> int:
-    """Weights of one feed-forward layer or of one expert."""
-    return (3 if model.ffn == "gated_gelu" else 2) * model.d_model * model.d_ff
+def _ff_weights(model: ModelConfig, layer: Layer) -> int:
+    """Weights of a layer's feed-forward layer, or of one of its experts."""
+    return (3 if layer.feed_forward == "gated_gelu" else 2) * model.d_model * model.d_ff
+
+
+def _scores(moe: MoeConfig, layer: Layer) -> int:
+    """Columns of the matrices of a layer's router, 0 of a dense layer."""
+    return router_matrices(moe, layer.stack) * layer.experts
 
 
 def num_params(model: ModelConfig, moe: MoeConfig) -> int:
@@ -97,23 +100,23 @@ class Flops(NamedTuple):
 
 def forward_flops(model: ModelConfig, moe: MoeConfig, *, encoder_length: int, decoder_length: int) -> Flops:
     """Operations of one forward pass over one sequence of `encoder_length` and its `decoder_length` targets."""
+    lengths: dict[Stack, int] = {"encoder": encoder_length, "decoder": decoder_length}
     inner = model.num_heads * model.d_kv
     projection = 2 * model.d_model * inner  # of one token by one of q, k, v, o
     pair = 2 * 2 * inner  # one query with one key: its score, and its value's share
-    cross = 2 * projection * (decoder_length + encoder_length) + pair * decoder_length * encoder_length
 
-    def operations(stack: Stack, tokens: int) -> int:
-        layers = stack_depth(model, stack)
-        attention = 4 * projection * tokens + pair * tokens * tokens
-        router = 2 * model.d_model * moe.num_experts * tokens * router_matrices(moe, stack)
-        feed_forward = 2 * _ff_weights(model) * tokens
-        sparse = len(sparse_layers(model, moe, stack))
-        more_experts = sparse * (experts_per_token(moe, stack) - 1)
-        return layers * attention + (layers + more_experts) * feed_forward + sparse * router
+    def operations(layer: Layer) -> int:
+        tokens = lengths[layer.stack]
+        seen = {"self": tokens, "cross": encoder_length}
+        attention = sum(2 * projection * (tokens + seen[kind]) + pair * tokens * seen[kind] for kind in layer.attention)
+        visits = experts_per_token(moe, layer.stack) if layer.experts else 1
+        per_token = 2 * visits * _ff_weights(model, layer) + 2 * model.d_model * _scores(moe, layer)
+        return attention + per_token * tokens
 
+    of_stack = {stack: sum(map(operations, plan)) for stack, plan in stacks(model, moe).items()}
     return Flops(
-        encoder=operations("encoder", encoder_length),
-        decoder=operations("decoder", decoder_length) + model.num_decoder_layers * cross,
+        encoder=of_stack["encoder"],
+        decoder=of_stack["decoder"],
         logits=2 * model.d_model * padded_vocab_size(model.vocab_size) * decoder_length,
     )
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from conf.derived.topology import topology
+from conf.derived.windows import stack_length
 from conf.routing.settings import capacity_rule, most_group_sequences
-from conf.schema import MoeConfig, RawRunConfig, RunConfig
+from conf.schema import MoeConfig, RawRunConfig, RunConfig, Stack
 
 
 def micro_batch_size(cfg: RunConfig) -> int:
     """Sequences of one rank in one micro-batch."""
     return cfg.train.global_batch // (topology(cfg).dp * cfg.train.accumulation)
+
+
+def group_tokens(cfg: RunConfig, stack: Stack) -> int:
+    """Tokens of one group of a stack: whole sequences."""
+    return cfg.moe.group_sequences * stack_length(cfg.data, stack)
 
 
 def auto_group_sequences(cfg: RawRunConfig) -> int:

@@ -1,24 +1,80 @@
-"""The layers of a model in order: which stack they are in and whether they hold experts."""
+"""The plan of a model: its layers in order, and what each consists of.
+
+Whatever builds, counts, names, checks or measures layers reads this list, so that a model of another shape is another
+list.
+"""
 
 from __future__ import annotations
 
-from conf.routing.settings import sparse_place
-from conf.schema import ModelConfig, MoeConfig, Stack
+from dataclasses import dataclass
+from typing import Literal
 
-STACKS: tuple[Stack, ...] = ("encoder", "decoder")
+from conf.routing.settings import sparse_place, stack_router
+from conf.schema import Ffn, ModelConfig, MoeConfig, RunConfig, Stack
 
-
-def stack_depth(model: ModelConfig, stack: Stack) -> int:
-    """Layers of a stack."""
-    return model.num_encoder_layers if stack == "encoder" else model.num_decoder_layers
+Attention = Literal["self", "cross"]
 
 
-def is_sparse_layer(model: ModelConfig, moe: MoeConfig, stack: Stack, layer: int) -> bool:
-    """Whether layer `layer` (from 0) of a stack is an expert bank (1, 3, 5 .. for every 2; none for every 0)."""
-    every = moe.sparse_every if stack == "encoder" else moe.decoder_sparse_every
-    return model.moe == "switch" and every > 0 and layer % every == sparse_place(moe, every)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """Residual sublayers: attention of each kind in turn, then a feed-forward layer or a bank of experts."""
+
+    stack: Stack
+    index: int  # in its stack, from 0
+    attention: tuple[Attention, ...]
+    feed_forward: Ffn  # of the dense layer, or of every expert
+    experts: int  # 0: a dense layer
+    router: str | None  # None: a dense layer
+
+    @property
+    def name(self) -> str:
+        """What keys its noise and names its measurements: "encoder.3"."""
+        return f"{self.stack}.{self.index}"
 
 
-def sparse_layers(model: ModelConfig, moe: MoeConfig, stack: Stack) -> tuple[int, ...]:
-    """Indices of the expert layers of a stack."""
-    return tuple(layer for layer in range(stack_depth(model, stack)) if is_sparse_layer(model, moe, stack, layer))
+def stacks(model: ModelConfig, moe: MoeConfig) -> dict[Stack, tuple[Layer, ...]]:
+    """The layers of each stack, in the order in which the stacks run."""
+    return {
+        "encoder": _stack(model, moe, "encoder", model.num_encoder_layers, moe.sparse_every, ("self",)),
+        "decoder": _stack(model, moe, "decoder", model.num_decoder_layers, moe.decoder_sparse_every, ("self", "cross")),
+    }
+
+
+def layers(model: ModelConfig, moe: MoeConfig) -> tuple[Layer, ...]:
+    """All layers, stack after stack."""
+    return tuple(layer for stack in stacks(model, moe).values() for layer in stack)
+
+
+def expert_layers(model: ModelConfig, moe: MoeConfig) -> tuple[Layer, ...]:
+    """The layers that hold experts, in the order in which the model reports their routing."""
+    return tuple(layer for layer in layers(model, moe) if layer.experts)
+
+
+def layer_names(cfg: RunConfig) -> tuple[str, ...]:
+    """Names of the expert layers, in that order."""
+    return tuple(layer.name for layer in expert_layers(cfg.model, cfg.moe))
+
+
+def is_dense(cfg: RunConfig) -> bool:
+    """Whether a run is to have no experts at all."""
+    return cfg.model.moe == "dense"
+
+
+def _stack(
+    model: ModelConfig, moe: MoeConfig, stack: Stack, depth: int, every: int, attention: tuple[Attention, ...]
+) -> tuple[Layer, ...]:
+    """Layers 1, 3, 5 .. hold experts for `every` 2, none for 0; which of every 3 or more: by the semantics."""
+    plan = []
+    for index in range(depth):
+        sparse = model.moe == "switch" and every > 0 and index % every == sparse_place(moe, every)
+        plan.append(
+            Layer(
+                stack=stack,
+                index=index,
+                attention=attention,
+                feed_forward=model.ffn,
+                experts=moe.num_experts if sparse else 0,
+                router=stack_router(moe, stack) if sparse else None,
+            )
+        )
+    return tuple(plan)

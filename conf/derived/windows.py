@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from conf.schema import RawDataConfig
+from conf.schema import DataConfig, RawDataConfig, Stack
 
 
 class SpanLengths(NamedTuple):
@@ -33,3 +33,8 @@ def span_lengths(data: RawDataConfig) -> SpanLengths:
     while corrupted_lengths(raw + 1, data.noise_density, data.mean_span_length).inputs <= data.encoder_length:
         raw += 1
     return corrupted_lengths(raw, data.noise_density, data.mean_span_length)
+
+
+def stack_length(data: DataConfig, stack: Stack) -> int:
+    """Tokens of one sequence in a stack, padding included."""
+    return data.encoder_length if stack == "encoder" else data.decoder_length

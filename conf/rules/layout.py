@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from conf.derived.estimate import VOCAB_MULTIPLE, padded_vocab_size
 from conf.derived.groups import micro_batch_size
+from conf.derived.layers import is_dense
 from conf.derived.topology import topology, world_size
 from conf.errors import ConfigError
 from conf.rules.data import check_lanes
@@ -34,7 +35,7 @@ def check_ranks(cfg: RunConfig) -> Problems:
         hint = "parallel.etp=1" if tp == 1 else f"parallel.etp={tp}, or parallel.etp=1"
         yield ConfigError("parallel.etp", got=etp, needs=f"1 or tp = {tp}", hint=hint)
         return
-    if cfg.model.moe == "dense":
+    if is_dense(cfg):
         if ep > 1:
             yield ConfigError(
                 "parallel.ep", got=ep, needs="1: a dense model has no experts to spread", hint="parallel.ep=1"
@@ -80,7 +81,7 @@ def check_shards(cfg: RunConfig) -> Problems:
 def check_experts(cfg: RunConfig) -> Problems:
     """Every rank of the expert axis holds equally many experts."""
     experts, ep = cfg.moe.num_experts, cfg.parallel.ep
-    if cfg.model.moe == "switch" and experts % ep:
+    if not is_dense(cfg) and experts % ep:
         axes = topology(cfg)
         legal = [n for n in divisors(experts) if axes.world // axes.etp % n == 0]
         yield ConfigError(
@@ -95,7 +96,7 @@ def check_batch(cfg: RunConfig, raw: RawRunConfig) -> Problems:
     """Equal micro-batches on every rank, each of whole routing groups."""
     yield from check_lanes(cfg)
     batch, parts = cfg.train.global_batch, topology(cfg).dp * cfg.train.accumulation
-    whole = parts * _sharers(cfg) * (raw.moe.group_sequences or 1) if cfg.model.moe == "switch" else parts
+    whole = parts if is_dense(cfg) else parts * _sharers(cfg) * (raw.moe.group_sequences or 1)
     if batch % parts:
         yield ConfigError(
             "train.global_batch",
@@ -103,7 +104,7 @@ def check_batch(cfg: RunConfig, raw: RawRunConfig) -> Problems:
             needs=f"a multiple of data parallelism x accumulation = {parts}",
             hint=f"train.global_batch={-(-batch // whole) * whole}",
         )
-    elif cfg.model.moe == "switch":
+    elif not is_dense(cfg):
         yield from _check_groups(cfg, raw.moe.group_sequences)
 
 

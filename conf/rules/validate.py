@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from conf.derived.derive import resolve
-from conf.derived.layers import STACKS, sparse_layers, stack_depth
+from conf.derived.layers import is_dense, stacks
 from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
@@ -59,18 +59,21 @@ def check_world(cfg: RawRunConfig, ranks: int) -> None:
 def check_sparse(cfg: RunConfig, raw: RawRunConfig) -> Problems:
     """A switch model has expert layers, and a stack lacks them only where 0 asks for that."""
     every: dict[Stack, int] = {"encoder": cfg.moe.sparse_every, "decoder": cfg.moe.decoder_sparse_every}
-    empty: list[Stack] = [stack for stack in STACKS if not sparse_layers(cfg.model, cfg.moe, stack)]
-    wrong: list[Stack] = [stack for stack in empty if every[stack] or not any(every.values())]
-    if cfg.model.moe == "dense" or not wrong:
+    depths: dict[Stack, int] = {
+        stack: len(plan)
+        for stack, plan in stacks(cfg.model, cfg.moe).items()
+        if not any(layer.experts for layer in plan) and (every[stack] or not any(every.values()))
+    }
+    if is_dense(cfg) or not depths:
         return
-    stack = min(wrong, key=lambda name: stack_depth(cfg.model, name))
+    stack = min(depths, key=lambda name: depths[name])
     own = stack == "decoder" and raw.moe.decoder_sparse_every is not None
-    field, layers = "moe.decoder_sparse_every" if own else "moe.sparse_every", stack_depth(cfg.model, stack)
+    field = "moe.decoder_sparse_every" if own else "moe.sparse_every"
     yield ConfigError(
         field,
         got=every[stack],
-        needs=f"1 to {layers}, the layers of the {stack}: none of them would hold experts",
-        hint=f"{field}={layers}, or model.moe=dense",
+        needs=f"1 to {depths[stack]}, the layers of the {stack}: none of them would hold experts",
+        hint=f"{field}={depths[stack]}, or model.moe=dense",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from conf.derived.layers import is_dense
 from conf.errors import ConfigError
 from launch.commands.kinds import define
 from launch.commands.parameters import COUNT, FILE, Overrides, option
@@ -58,7 +59,7 @@ def _subnormals(settings: Settings) -> Iterable[Row]:
 
 
 def _without_experts(settings: Settings) -> ConfigError | None:
-    if settings.cfg.model.moe == "switch":
+    if not is_dense(settings.cfg):
         return None
     return ConfigError("model.moe", got="dense", needs="experts, to hold against their dense twin", hint="switch")
 

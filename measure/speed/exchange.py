@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from conf.derived.groups import expert_capacity, micro_batch_size
+from conf.derived.groups import expert_capacity, group_tokens, micro_batch_size
+from conf.derived.layers import stacks
 from conf.schema import RunConfig
 from measure.speed.result import Row
 from measure.speed.setup import Settings
@@ -43,14 +44,13 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
 
 def buffer_shapes(cfg: RunConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     """[experts, groups, capacity, d_model] of one micro-batch on one rank, for each stack."""
-    sequences, decoder_length = cfg.moe.group_sequences, cfg.data.decoder_length
-    count = micro_batch_size(cfg) // (sequences * (mesh.tp.size // mesh.etp.size))
+    count = micro_batch_size(cfg) // (cfg.moe.group_sequences * (mesh.tp.size // mesh.etp.size))
     return {
         stack: (
             cfg.moe.num_experts,
             count,
-            expert_capacity(cfg.moe, sequences * length, train=True),
+            expert_capacity(cfg.moe, group_tokens(cfg, stack), train=True),
             cfg.model.d_model,
         )
-        for stack, length in (("encoder", cfg.data.encoder_length), ("decoder", decoder_length))
+        for stack in stacks(cfg.model, cfg.moe)
     }

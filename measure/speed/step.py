@@ -14,6 +14,7 @@ import torch
 from conf.compose import compose
 from conf.derived.estimate import flops_per_sequence
 from conf.derived.groups import micro_batch_size
+from conf.derived.layers import layer_names
 from conf.derived.topology import topology
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs
@@ -24,7 +25,7 @@ from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
 from trainer.report.throughput import peak_flops
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import train_step
 
 

@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from conf.compose import load
+from conf.derived.layers import layer_names
 from data.batch import StepBatch
 from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
@@ -23,7 +24,7 @@ from trainer.checkpoint.reader import CheckpointReader
 from trainer.device import local_device
 from trainer.loading import locate, single_process_config
 from trainer.report.metrics import Meter
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import train_step
 
 TIMES = "step_times.json"

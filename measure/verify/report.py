@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.derived.estimate import num_params
+from conf.derived.layers import is_dense
 from conf.reading.convert import to_dict
 from measure.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
 from measure.verify.planning.plan import Plan
@@ -26,7 +27,7 @@ _PLACES = 5  # that differ like the first, named after it
 def opening(plan: Plan) -> list[str]:
     """What will be compared with what."""
     cfg, precision = plan.base, precision_of(plan)
-    kind = f"{cfg.moe.num_experts} experts, {cfg.moe.semantics}" if cfg.model.moe == "switch" else "dense"
+    kind = "dense" if is_dense(cfg) else f"{cfg.moe.num_experts} experts, {cfg.moe.semantics}"
     engine = "no engine" if plan.exact else f"{cfg.optim.name}, clip {cfg.optim.clip_norm:g}, lr {cfg.schedule.lr:g}"
     lines = [
         f"{cfg.model.preset} ({kind}), {num_params(cfg.model, cfg.moe) / 1e6:.2f} M parameters, {precision}, {engine}",

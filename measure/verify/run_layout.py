@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.derived.groups import micro_batch_size
+from conf.derived.layers import layer_names
 from conf.routing.settings import moe_rules
 from conf.schema import RunConfig, Stack
 from data.batch import StepBatch
@@ -38,7 +39,7 @@ from parallel.mesh.groups import meeting
 from parallel.optim.parameters import is_counted, replica_axes
 from parallel.rng import NoiseKey
 from trainer.device import local_device, make_repeatable
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import count_tokens, to_device, train_step
 
 NO_TIE = -1.0  # in a replay logits are equal bit by bit, and nothing is left to rounding

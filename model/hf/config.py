@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from conf.derived.groups import expert_capacity
-from conf.derived.layers import STACKS, sparse_layers, stack_depth
+from conf.derived.layers import is_dense, stacks
 from conf.errors import ConfigError, ConfigErrors
 from conf.routing.settings import moe_rules
 from conf.schema import Ffn, RunConfig, Stack
@@ -230,7 +230,7 @@ def followed_version(cfg: RunConfig) -> str:
     """
     model, scaled = cfg.model, cfg.model.logit_scale == "width"
     only_5 = scaled and not model.tie_embeddings
-    if model.moe == "dense":
+    if is_dense(cfg):
         only_5 = scaled != model.tie_embeddings or not model.share_embeddings
     return "4.57.6" if cfg.moe.semantics == "hf_4" and not only_5 else "5.23.0"
 
@@ -290,8 +290,9 @@ def _router_document(cfg: RunConfig) -> dict[str, Any]:
         "router_z_loss_coef": moe_rules(moe, "encoder").losses.z_weight,
         "add_router_probs": False,
     }
-    for stack in STACKS:
-        number, step = sparse_numbers(sparse_layers(model, moe, stack), stack_depth(model, stack), stack)
+    for stack, layers in stacks(model, moe).items():
+        sparse = tuple(layer.index for layer in layers if layer.experts)
+        number, step = sparse_numbers(sparse, len(layers), stack)
         document |= {f"num_sparse_{stack}_layers": number, f"{stack}_sparse_step": step}
     return document
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from conf.derived.layers import STACKS, is_sparse_layer
-from conf.schema import ModelConfig, MoeConfig, Stack
+from conf.derived.layers import Layer, layers, stacks
+from conf.schema import ModelConfig, MoeConfig
 
 Kind = Literal["t5", "switch_transformers"]
 Where = Literal["shared", "apart", "head", "stack", "layer", "cross", "dense", "sparse"]
@@ -90,7 +90,6 @@ TABLE: tuple[Row, ...] = (
 )
 DENSE_MODULE: dict[Kind, str] = {"t5": "DenseReluDense", "switch_transformers": "mlp"}  # {dense} in the table
 FF_WEIGHTS = {"relu": ("wi", "wo"), "gelu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
-SUBLAYER: dict[Stack, int] = {"encoder": 1, "decoder": 2}  # {f} in the table
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"  # the same in theirs and ours
 # What the library's stacks read. Either both equal the embedding and are copies of it, or the embedding is never read.
@@ -119,31 +118,29 @@ class Pair:
 
 def pairs(model: ModelConfig, moe: MoeConfig, kind: Kind) -> tuple[Pair, ...]:
     """The table written out for one model."""
-    found: list[Pair] = []
     once = {"shared": model.share_embeddings, "apart": not model.share_embeddings, "head": not model.tie_embeddings}
+    found: list[Pair] = []
     for row in TABLE:
         if row.where in once:
-            if once[row.where]:
-                found.append(Pair(ours=row.ours, theirs=(row.theirs,), turn=row.turn))
+            found += [Pair(ours=row.ours, theirs=(row.theirs,), turn=row.turn)] if once[row.where] else []
+        elif row.where == "stack":
+            found += [
+                Pair(ours=row.ours.format(s=s), theirs=(row.theirs.format(s=s),), turn=row.turn)
+                for s in stacks(model, moe)
+            ]
         else:
-            for stack in STACKS:
-                found.extend(_in_stack(row, stack, model, moe, kind))
+            found += [pair for layer in layers(model, moe) for pair in _in_layer(row, layer, kind)]
     return tuple(found)
 
 
-def _in_stack(row: Row, stack: Stack, model: ModelConfig, moe: MoeConfig, kind: Kind) -> list[Pair]:
-    if row.where == "stack":
-        return [Pair(ours=row.ours.format(s=stack), theirs=(row.theirs.format(s=stack),), turn=row.turn)]
-    if row.where == "cross" and stack == "encoder":
+def _in_layer(row: Row, layer: Layer, kind: Kind) -> list[Pair]:
+    has = {"layer": True, "cross": "cross" in layer.attention, "dense": not layer.experts, "sparse": layer.experts > 0}
+    if not has[row.where]:
         return []
-    depth = model.num_encoder_layers if stack == "encoder" else model.num_decoder_layers
     found = []
-    for i in range(depth):
-        if row.where in ("dense", "sparse") and is_sparse_layer(model, moe, stack, i) != (row.where == "sparse"):
-            continue
-        for w in FF_WEIGHTS[model.ffn] if "{w}" in row.ours else ("",):
-            fields = {"s": stack, "i": i, "f": SUBLAYER[stack], "w": w, "dense": DENSE_MODULE[kind]}
-            experts = range(moe.num_experts) if row.turn == "expert" else (0,)
-            theirs = tuple(row.theirs.format(**fields, e=e) for e in experts)
-            found.append(Pair(ours=row.ours.format(**fields), theirs=theirs, turn=row.turn))
+    for w in FF_WEIGHTS[layer.feed_forward] if "{w}" in row.ours else ("",):
+        fields = {"s": layer.stack, "i": layer.index, "f": len(layer.attention), "w": w, "dense": DENSE_MODULE[kind]}
+        experts = range(layer.experts) if row.turn == "expert" else (0,)
+        theirs = tuple(row.theirs.format(**fields, e=e) for e in experts)
+        found.append(Pair(ours=row.ours.format(**fields), theirs=theirs, turn=row.turn))
     return found

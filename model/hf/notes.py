@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conf.derived.layers import STACKS, sparse_layers
+from conf.derived.layers import stacks
 from conf.routing.settings import capacity_rule
 from conf.schema import RunConfig
 from model.hf.config import EOS, HfConfig, sequence_capacity
@@ -67,10 +67,10 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
         f"capacity: {moe.min_expert_capacity} tokens of each sequence per expert, an absolute number, the same in "
         "training and evaluation; there is no capacity factor, and padding takes slots",
     ]
-    for stack in STACKS:
+    for stack, plan in stacks(cfg.model, moe).items():
         every = moe.decoder_sparse_every if stack == "decoder" else moe.sparse_every
-        layers = sparse_layers(cfg.model, moe, stack)
-        lines.append(f"{stack} layers with experts: {', '.join(map(str, layers)) or 'none'} (from 0)")
+        layers = ", ".join(str(layer.index) for layer in plan if layer.experts)
+        lines.append(f"{stack} layers with experts: {layers or 'none'} (from 0)")
         if every >= 3:
             lines.append(
                 f"  the library's rule is i % {every} == 1; the original code and our presets put experts into the "

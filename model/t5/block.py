@@ -5,12 +5,13 @@ Shape suffixes: B batch, L length, M encoder length, D d_model, H heads of this 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from conf.routing.settings import MoeRules
-from conf.schema import ModelConfig, Stack
+from conf.derived.layers import Layer
+from conf.routing.settings import moe_rules
+from conf.schema import ModelConfig, MoeConfig
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
@@ -21,8 +22,6 @@ from model.t5.norm import RmsNorm
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.plain import LayerFactory
 from parallel.rng import NoiseKey
-
-StackName = Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,29 +46,29 @@ class Block(nn.Module):
     def __init__(
         self,
         model: ModelConfig,
-        rules: MoeRules | None,
+        moe: MoeConfig,
+        layer: Layer,
         *,
-        stack: StackName,
-        index: int,
         layers: LayerFactory,
         exchange: ExpertExchange,
     ) -> None:
         super().__init__()
-        self.name, self.p = f"{stack}.{index}", model.dropout
+        self.name, self.p = layer.name, model.dropout
         self.self_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
         self.self_attention = Attention(model, name=f"{self.name}.self_attention", layers=layers)
         self.cross_attention = None
-        if stack == "decoder":
+        if "cross" in layer.attention:
             self.cross_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
             self.cross_attention = Attention(model, name=f"{self.name}.cross_attention", layers=layers)
         self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
-        self.is_sparse = rules is not None
-        if rules is not None:
+        self.is_sparse = layer.experts > 0
+        if self.is_sparse:
+            rules = moe_rules(replace(moe, num_experts=layer.experts), layer.stack)
             self.ff = MoeLayer(
-                rules, d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name=self.name, exchange=exchange
+                rules, d_model=model.d_model, d_ff=model.d_ff, ffn=layer.feed_forward, name=self.name, exchange=exchange
             )
         else:
-            self.ff = FEED_FORWARD[model.ffn](model, name=f"{self.name}.ff", layers=layers)
+            self.ff = FEED_FORWARD[layer.feed_forward](model, name=f"{self.name}.ff", layers=layers)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.derived.estimate import padded_vocab_size
+from conf.derived.layers import stacks
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
 from model.moe.types import LayerRouting, RouteMode
@@ -60,8 +61,9 @@ class SwitchTransformer(nn.Module):
             assert not model.tie_embeddings, "the output matrix is tied to an embedding of both stacks"
             self.encoder_embedding = layers.embedding(rows, model.d_model, embedding)
             self.decoder_embedding = layers.embedding(rows, model.d_model, embedding)
-        self.encoder = Stack(model, moe, name="encoder", layers=layers, exchange=exchange, recompute=recompute)
-        self.decoder = Stack(model, moe, name="decoder", layers=layers, exchange=exchange, recompute=recompute)
+        plan, parts = stacks(model, moe), {"layers": layers, "exchange": exchange, "recompute": recompute}
+        self.encoder = Stack(model, moe, plan["encoder"], name="encoder", **parts)
+        self.decoder = Stack(model, moe, plan["decoder"], name="decoder", **parts)
         self.lm_head = None
         if not model.tie_embeddings:
             head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from conf.derived.layers import is_sparse_layer
-from conf.routing.settings import moe_rules
+from conf.derived.layers import Layer
 from conf.schema import ModelConfig, MoeConfig
+from conf.schema import Stack as StackName
 from model.moe.types import LayerRouting, RouteMode
-from model.t5.block import Block, BlockOutput, Memory, StackName
+from model.t5.block import Block, BlockOutput, Memory
 from model.t5.cache import LayerCache
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
@@ -42,6 +42,7 @@ class Stack(nn.Module):
         self,
         model: ModelConfig,
         moe: MoeConfig,
+        plan: tuple[Layer, ...],
         *,
         name: StackName,
         layers: LayerFactory,
@@ -58,11 +59,7 @@ class Stack(nn.Module):
             d_model=model.d_model,
             bidirectional=name == "encoder",
         )
-        depth = model.num_encoder_layers if name == "encoder" else model.num_decoder_layers
-        rules = [moe_rules(moe, name) if is_sparse_layer(model, moe, name, i) else None for i in range(depth)]
-        self.layers = nn.ModuleList(
-            Block(model, rules[i], stack=name, index=i, layers=layers, exchange=exchange) for i in range(depth)
-        )
+        self.layers = nn.ModuleList(Block(model, moe, layer, layers=layers, exchange=exchange) for layer in plan)
         self.final_norm = RmsNorm(model.d_model, model.norm_epsilon)
 
     def forward(

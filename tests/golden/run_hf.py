@@ -19,12 +19,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from conf.compose import compose
-from conf.derived.layers import STACKS, is_sparse_layer
+from conf.derived.layers import stacks
 from conf.schema import RunConfig, Stack
 from model.build import build_model
 from model.hf.config import sparse_step
 from model.hf.convert import EMBEDDING, ToTheirs
-from model.hf.names import COPIES, SUBLAYER, pairs
+from model.hf.names import COPIES, pairs
 from model.losses import LossParts, LossScale, micro_batch_loss
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
@@ -36,6 +36,8 @@ from tests.model.moe.build import layer_of
 from trainer.commands.import_hf import Import, open_import
 
 Case = tuple[str, Comparison]
+STACKS: tuple[Stack, ...] = ("encoder", "decoder")
+SUBLAYER = {"encoder": 1, "decoder": 2}  # the library's number of the feed-forward sublayer
 SCALARS = (
     "loss", "encoder_z_loss", "encoder_aux_loss", "decoder_z_loss", "decoder_aux_loss", "loss_lm_only",
     "loss_default_call", "sparse_modules", "no_grad_parameters", "grad_norms",
@@ -381,7 +383,8 @@ def _layout_row(folder: Path, row: dict[str, Any], cfg: RunConfig) -> Iterator[C
     """Sparse layers of each stack from the numbers in a config.json."""
     depths = {"encoder": row["num_layers"], "decoder": row["num_decoder_layers"]}
     steps = {stack: sparse_step(folder, row, stack, depths[stack]) for stack in STACKS}
-    moe = replace(cfg.moe, sparse_every=steps["encoder"], decoder_sparse_every=steps["decoder"])
+    model = replace(cfg.model, **{f"num_{stack}_layers": depth for stack, depth in depths.items()})
+    plan = stacks(model, replace(cfg.moe, sparse_every=steps["encoder"], decoder_sparse_every=steps["decoder"]))
     for stack in STACKS:
-        ours = [i for i in range(depths[stack]) if is_sparse_layer(cfg.model, moe, stack, i)]
+        ours = [layer.index for layer in plan[stack] if layer.experts]
         yield exact(f"sparse_{stack}_indices", ours, row[f"sparse_{stack}_indices"])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from conf.compose import compose
+from conf.derived.layers import layer_names
 from launch.process import world_from_environment
 from measure.verify.observe.batches import step_batch
 from parallel.layers.sharding import shard_of, tagged_parameters
@@ -19,7 +20,7 @@ from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device, make_repeatable
 from trainer.report.metrics import Meter
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import train_step
 
 LR = 1e-2

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conf.compose import compose
+from conf.derived.layers import layer_names
 from conf.errors import NonFiniteError
 from data.batch import StepBatch
 from measure.verify.observe.batches import global_rows, step_batch
@@ -18,7 +19,7 @@ from parallel.mesh.groups import init_groups
 from parallel.rng import NoiseKey
 from tests.harness import run_ranks
 from trainer.report.metrics import Meter
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import train_step
 
 STEPS = 4

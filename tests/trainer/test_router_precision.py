@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from conf.compose import compose
+from conf.derived.layers import layer_names
 from data.batch import MicroBatch, StepBatch
 from model.moe.layer import MoeLayer
 from parallel.mesh.axes import single_process
 from tests.measure.studies.tiny import TINY
 from trainer.report.metrics import Meter
-from trainer.session import build_initialised, layer_names
+from trainer.session import build_initialised
 from trainer.step import train_step
 
 B, L, T, D = 8, 16, 6, 32

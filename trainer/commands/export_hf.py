@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conf.derived.layers import expert_layers, is_dense
 from conf.errors import CheckpointError, ConfigError
 from launch.commands.kinds import define
 from launch.commands.parameters import FOLDER, option, takes_run
@@ -90,18 +91,18 @@ def export_run(
 
 def _check_expressible(cfg: RunConfig, expert_capacity: int | None) -> None:
     """The library has a class for the model. What it computes differently is said, not refused."""
-    if expert_capacity is not None and (expert_capacity < 1 or cfg.model.moe == "dense"):
+    if expert_capacity is not None and (expert_capacity < 1 or is_dense(cfg)):
         raise ConfigError(
             "--expert-capacity",
             got=expert_capacity,
             needs="at least 1, and a model with experts",
             hint="leaving it out",
         )
-    if cfg.model.moe == "dense":
+    if is_dense(cfg):
         return
     if cfg.model.ffn != "relu":
         raise ConfigError("model.ffn", got=cfg.model.ffn, needs="relu: the library's Switch model has no gated experts")
-    routers = {cfg.moe.router, cfg.moe.decoder_router or cfg.moe.router}
+    routers = {str(layer.router) for layer in expert_layers(cfg.model, cfg.moe)}
     if routers != {"switch"}:
         raise ConfigError(
             "moe.router", got=", ".join(sorted(routers)), needs="switch in both stacks: the library routes top-1 only"
@@ -144,7 +145,7 @@ def _write(
     from parallel.engine.protocol import MASTER
     from trainer.commands.import_hf import logical_shapes
 
-    kind = "t5" if cfg.model.moe == "dense" else "switch_transformers"
+    kind = "t5" if is_dense(cfg) else "switch_transformers"
     ours = logical_shapes(cfg)
     # An untied Switch model of the library has three embeddings, all of which must be there;
     # it ties only scaled output matrices, so that an unscaled one is written as a copy as well.

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from data.batch import EOS_ID, StepBatch
 from data.corpus import Corpus, open_corpus
@@ -20,7 +21,6 @@ from trainer.evaluate import evaluate, unigram_nats
 from trainer.loading import LoadedRun, load_run
 from trainer.report.metrics import Meter, Report
 from trainer.report.progress import PreparationView
-from trainer.session import layer_names
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,8 @@ from typing import Any
 
 from conf.compose import load
 from conf.derived.estimate import flops_per_sequence, num_params
-from conf.derived.groups import slots_per_token
+from conf.derived.groups import group_tokens, slots_per_token
+from conf.derived.layers import is_dense, stacks
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
 from measure.studies.curve import Curve, Spread, curve_of, read_rows, spread
@@ -86,11 +87,10 @@ def _size_lines(configs: dict[int, RunConfig], seconds: dict[int, float], ratios
 
 def _slots_text(cfg: RunConfig) -> str:
     """Buffer rows computed per token in training, empty ones included: encoder, decoder."""
-    moe, data = cfg.moe, cfg.data
-    if cfg.model.moe == "dense":
+    if is_dense(cfg):
         return "-"
-    lengths = (data.encoder_length, data.decoder_length)
-    return ", ".join(f"{slots_per_token(moe, moe.group_sequences * n, train=True):.2f}" for n in lengths)
+    tokens = (group_tokens(cfg, stack) for stack in stacks(cfg.model, cfg.moe))
+    return ", ".join(f"{slots_per_token(cfg.moe, n, train=True):.2f}" for n in tokens)
 
 
 def result_lines(curves: Curves, ratios: dict[int, float]) -> list[str]:

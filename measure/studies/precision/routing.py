@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conf.derived.layers import layer_names
 from data.corpus import open_corpus
 from data.loader import build_loader
 from model.moe.layer import MoeLayer
@@ -22,7 +23,6 @@ from model.moe.types import RouteMode, Routing
 from trainer.evaluate import evaluate
 from trainer.loading import LoadedRun, load_run
 from trainer.report.metrics import Meter, Report
-from trainer.session import layer_names
 from trainer.step import TensorBatch, to_device
 
 

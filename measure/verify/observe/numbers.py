@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from model.losses import LossParts
 from model.t5.model import ModelOutput
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
-from trainer.session import layer_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

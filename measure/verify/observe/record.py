@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from measure.verify.observe.rows import Rows, rows_of_noise
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
 from parallel.mesh.axes import Mesh
-from trainer.session import layer_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from conf.compose import compose
 from conf.derived.estimate import local_params, num_params, padded_vocab_size
+from conf.derived.layers import is_dense, layers
+from conf.derived.windows import stack_length
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.convert import raise_all
 from conf.schema import RunConfig
@@ -142,7 +144,7 @@ def conditioned(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
 def with_noise(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
     """`cfg` with dropout, jitter and both router losses on, and a line for each that was off."""
     wanted: list[tuple[str, str, float]] = [("model", "dropout", DROPOUT)]
-    if cfg.model.moe == "switch":
+    if not is_dense(cfg):
         wanted += [("moe", "jitter", JITTER), ("moe", "expert_dropout", EXPERT_DROPOUT)]
         wanted += [("moe", "aux_loss_weight", AUX_WEIGHT), ("moe", "z_loss_weight", Z_WEIGHT)]
     changes: list[str] = []
@@ -197,14 +199,15 @@ def available_memory() -> int:
 
 def _activations(cfg: RunConfig, rows: int) -> int:
     """Bytes kept for backward of `rows` sequences, roughly: some 24 widths a layer, attention scores, logits."""
-    model, encoder, decoder = cfg.model, cfg.data.encoder_length, cfg.data.decoder_length
-    buffers = cfg.moe.capacity_factor if model.moe == "switch" else 1.0
+    model = cfg.model
+    buffers = 1.0 if is_dense(cfg) else cfg.moe.capacity_factor
     token = 24 * model.d_model + 4 * buffers * model.d_ff
-    scores = 4 * model.num_heads
-    layers = model.num_encoder_layers * encoder * (token + scores * encoder)
-    layers += model.num_decoder_layers * decoder * (1.5 * token + scores * (encoder + decoder))
-    logits = 4 * decoder * padded_vocab_size(model.vocab_size)
-    return int(_FP32 * rows * (layers + logits))
+    kept = 4.0 * cfg.data.decoder_length * padded_vocab_size(model.vocab_size)
+    for layer in layers(model, cfg.moe):
+        length = stack_length(cfg.data, layer.stack)
+        keys = sum({"self": length, "cross": cfg.data.encoder_length}[kind] for kind in layer.attention)
+        kept += length * ((1 + len(layer.attention)) / 2 * token + 4 * model.num_heads * keys)
+    return int(_FP32 * rows * kept)
 
 
 def _base_config(overrides: Sequence[str]) -> RunConfig:
@@ -239,7 +242,7 @@ def _all_that_fit(base: RunConfig, ranks: int, own: Layout, *, exact: bool) -> t
     layouts: list[Layout] = []
     accumulations = sorted({1, 2, own.accumulation})
     for number in range(ranks, 0, -1):
-        candidates = product(number, experts=base.model.moe == "switch", accumulations=accumulations)
+        candidates = product(number, experts=not is_dense(base), accumulations=accumulations)
         layouts, left_out = split_valid(base, _distinct(candidates, exact=exact))
         refused += left_out
         if any(2 * layout.world > number for layout in layouts):

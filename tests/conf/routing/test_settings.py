@@ -4,7 +4,7 @@ import pytest
 
 from conf.compose import compose
 from conf.derived.estimate import forward_flops, num_active_params, num_params
-from conf.derived.layers import STACKS, sparse_layers
+from conf.derived.layers import expert_layers
 from conf.errors import ConfigError
 from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
@@ -37,7 +37,7 @@ def test_a_second_choice_costs_one_more_expert_in_each_expert_layer():
     one, two = (compose(["model=switch_base_8", f"moe.router={router}"]) for router in ("switch", "top_2"))
     assert num_params(one.model, one.moe) == num_params(two.model, two.moe)
     expert = (3 if one.model.ffn == "gated_gelu" else 2) * one.model.d_model * one.model.d_ff
-    layers = sum(len(sparse_layers(one.model, one.moe, stack)) for stack in STACKS)
+    layers = len(expert_layers(one.model, one.moe))
     more = num_active_params(two.model, two.moe) - num_active_params(one.model, one.moe)
     assert more == layers * expert
     lengths = {"encoder_length": 10, "decoder_length": 10}

@@ -72,6 +72,7 @@ def owned(mesh: Mesh, step: int) -> Iterator[StateTensor]:
 
 def groups_for(layout: tuple[int, int, int | None]) -> Mesh:
     tp, ep, etp = layout
+    etp = tp if etp is None else etp
     return init_groups(ParallelConfig(tp=tp, ep=ep, etp=etp, zero=1, backend="auto", timeout_s=20))
 
 

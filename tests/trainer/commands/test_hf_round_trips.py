@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import trainer.run_dir
 from conf import compose
-from conf.derived.layers import sparse_layers
+from conf.derived.layers import stacks
 from conf.errors import CheckpointError, ConfigError
 from launch import cli
 from model.hf.config import read_config
@@ -34,7 +34,7 @@ def test_more_sparse_layers_than_layers_are_none_as_in_the_library(
     stack = "encoder" if encoder > 3 else "decoder"
     assert f"{stack} layers with experts: none" in capsys.readouterr().out
     cfg = compose.load(run / "config.yaml")
-    assert sparse_layers(cfg.model, cfg.moe, stack) == ()
+    assert not any(layer.experts for layer in stacks(cfg.model, cfg.moe)[stack])
     folder, _ = exported(run, tmp_path / "again")
     before, after = load_file(theirs / "model.safetensors"), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys()
