@@ -22,6 +22,7 @@ MoeKind = Literal["switch", "dense"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
+BadRowsName = Literal["refuse", "skip"]
 PackingName = Literal["concat", "document"]
 
 
@@ -86,6 +87,7 @@ class RawDataConfig:
     validation_files: tuple[str, ...]  # empty: `validation_fraction` of the documents, chosen by hash
     validation_fraction: float  # of the documents, held out
     text_field: str  # of JSONL, Parquet, Arrow and hub records
+    bad_rows: BadRowsName  # rows without usable text: refuse the first, or skip and count them
     hub_path: str | None  # source=hub: dataset name, e.g. allenai/c4
     hub_name: str | None  # dataset configuration, e.g. en
     hub_revision: str | None  # commit of the dataset

@@ -9,6 +9,8 @@ from typing import Literal
 SourceKind = Literal["documents", "shards", "stream"]
 PLACES = ("files", "validation_files", "hub_files")  # fields of `DataConfig` that say where text lies
 
+SHARDS_INDEX = "index.json"  # of a folder of shards; written last
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRow:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import GeneratorType
 from typing import IO, Any, Literal
 
-from conf.errors import DataError
+from conf.errors import DataError, PointsmanError
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _COMMAND = "import sys; sys.path.insert(0, sys.argv[1]); from data.children import serve; serve(int(sys.argv[2]))"
@@ -54,7 +54,7 @@ class Child:
         """Items of the generator `function(*args)` evaluated in the child; at most a pipe's worth is made ahead.
 
         Raises:
-            DataError: the function raised (with its traceback), or the process died.
+            DataError: the function raised (with its traceback, unless it was a deliberate error), or the process died.
         """
         self._send((function, args))
         while True:
@@ -133,8 +133,11 @@ def _answer(answers: IO[bytes], function: str, args: tuple[Any, ...]) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        detail = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-        _write(answers, ("error", f"{detail}\nin a background process:\n{traceback.format_exc()}"))
+        if isinstance(error, PointsmanError):  # says all that a person needs
+            _write(answers, ("error", str(error)))
+        else:
+            detail = f"{type(error).__name__}: {error}\nin a background process:\n{traceback.format_exc()}"
+            _write(answers, ("error", detail))
 
 
 def _leave_with_parent(parent: int) -> None:

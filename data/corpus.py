@@ -29,11 +29,21 @@ _UNIGRAM_STREAM_WINDOWS = 1_000  # of the first lane: a stream has no end to cou
 class Corpus:
     """Tokenised text of a run. `streams`: the training split is read on the way and has no known size."""
 
-    def __init__(self, cfg: RunConfig, tokenizer: Tokenizer, folders: Sequence[Path], *, data_fingerprint: str) -> None:
+    def __init__(
+        self,
+        cfg: RunConfig,
+        tokenizer: Tokenizer,
+        folders: Sequence[Path],
+        *,
+        data_fingerprint: str,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """`notes`: what a person should know about the text."""
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.folders = tuple(folders)
         self.fingerprint: dict[str, str] = {"tokenizer": tokenizer.fingerprint, "data": data_fingerprint}
+        self.notes = tuple(notes)
         self.streams = not self.folders
         self._windows: dict[Split, IndexedWindows] = {}
 
@@ -118,7 +128,8 @@ def open_corpus(cfg: RunConfig) -> Corpus:
         corpus = _open_shards(cfg)
     else:
         prepared = prepare_finite(cfg.data, out=None)
-        corpus = Corpus(cfg, prepared.tokenizer, (prepared.folder,), data_fingerprint=_fingerprint((prepared.folder,)))
+        folders, fingerprint = (prepared.folder,), _fingerprint((prepared.folder,))
+        corpus = Corpus(cfg, prepared.tokenizer, folders, data_fingerprint=fingerprint, notes=prepared.notes)
     _check_sizes(corpus)
     return corpus
 

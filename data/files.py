@@ -1,13 +1,12 @@
-"""Files that several processes share: locks, atomic writes, checksums, and globs with clear errors."""
+"""Files that several processes share: locks, atomic writes and checksums."""
 
 from __future__ import annotations
 
 import fcntl
-import glob
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,18 +37,29 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `path` so that it holds either its old or its whole new content, also after a kill or a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Write `path` so that it holds either its old or its whole new content, also after a kill or a power cut.
+
+    Raises:
+        DataError: it cannot be written, for example because the disk is full.
+    """
+    name = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); needs room for {len(content):,} bytes: free some, or set "
+            "data.cache_dir (or POINTSMAN_CACHE) or --out to a directory elsewhere"
+        ) from error
 
 
 def sha256_bytes(content: bytes) -> str:
@@ -61,22 +71,3 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def expand_globs(patterns: Sequence[str], *, field: str) -> tuple[Path, ...]:
-    """Every file that matches, sorted by name, each once.
-
-    Raises:
-        DataError: a pattern matches nothing; the text names `field` and the pattern.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
-        files = [name for name in matches if os.path.isfile(name)]
-        if not files:
-            raise DataError(
-                f"{field}: no file matches {pattern!r} (looked from {os.getcwd()}); give an existing file or a quoted "
-                "glob such as 'docs/*.jsonl'"
-            )
-        found.update(files)
-    return tuple(Path(name) for name in sorted(found))

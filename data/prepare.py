@@ -27,7 +27,8 @@ from data.shards.shards import (
     token_dtype,
     write_index,
 )
-from data.sources.finite import SPLITS, FiniteSource, cache_folder, finite_source
+from data.sources.finite import SPLITS, FiniteSource, cache_folder
+from data.sources.texts import skipped_note
 from data.streams.held_out import stream_validation
 from data.streams.stream_tokenizer import stream_tokenizer
 from data.text.scan import Progress, Scan, scan_source, tokenizer_for
@@ -43,6 +44,7 @@ class Prepared(NamedTuple):
 
     folder: Path
     tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()  # what a person should know about the text
 
 
 def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> None:
@@ -63,7 +65,7 @@ def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> N
 
 def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = lambda text: None) -> Prepared:
     """Shards of a finite source in `out`, or in the cache when `out` is None."""
-    source = finite_source(data)
+    source = FiniteSource(data)
     scan = scan_source(source, data, progress=progress)
     tokenizer = tokenizer_for(source, scan, data, progress=progress)
     folder = (
@@ -74,7 +76,8 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = l
             for leftover in folder.glob(".*.tmp"):  # of a killed run
                 leftover.unlink(missing_ok=True)
             _write_shards(folder, source, scan, tokenizer, data.prepare_workers, progress)
-    return Prepared(folder, tokenizer)
+    notes = (skipped_note(scan.bad_rows, scan.first_bad_row),) if scan.bad_rows else ()
+    return Prepared(folder, tokenizer, notes)
 
 
 def _is_complete(folder: Path, scan: Scan, tokenizer: Tokenizer) -> bool:

@@ -65,7 +65,7 @@ def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: R
     if reader.state["fingerprints"]["tokenizer"] == corpus_tokenizer:
         return
     raise ConfigError(
-        "data.text.tokenizer",
+        "data.tokenizer",
         got=f"one of fingerprint {corpus_tokenizer[:12]}",
         needs=f"the one of {reader.path}: to its weights every id of another tokenizer is another word",
         hint=f"data.tokenizer={run.tokenizer}, or train.allow_data_change=true",

@@ -86,6 +86,8 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
     try:
         with noted():  # before what is closed below, which may take long, and peers give up meanwhile
             _announce(view, session, state)
+            for note in session.corpus.notes:
+                view.say(f"  {note}")
             for note in notes:
                 view.say(f"  changed since the checkpoint: {note}")
             ending = loop.run()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from conf.derived.topology import topology
 from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
-from conf.rules.ranges import at_least, check_path, divisors, listed, nearest, one_of, share
-from conf.schema import RawDataConfig, RawRunConfig, RunConfig
+from conf.rules.ranges import at_least, divisors, listed, nearest, one_of, share
+from conf.schema import RawDataConfig, RunConfig
 from conf.sources import PLACES, SOURCES
 
 Problems = Iterator[ConfigError]
@@ -95,17 +95,6 @@ def check_vocabulary(cfg: RunConfig) -> Problems:
             needs=f"at least data.tokenizer_vocab + data.sentinels = {needed}",
             hint=f"model.vocab_size={needed}",
         )
-
-
-def check_files(cfg: RawRunConfig) -> Problems:
-    """Named files exist, as far as one look at the file system tells."""
-    shards = SOURCES[cfg.data.source].kind == "shards"
-    kind = "a directory written by `pointsman prepare`" if shards else "an existing file or glob"
-    for name in PLACES:
-        for path in getattr(cfg.data, name):
-            yield from check_path(f"data.{name}", path, kind)
-    if cfg.data.tokenizer is not None:
-        yield from check_path("data.text.tokenizer", cfg.data.tokenizer, "an existing sentencepiece .model file")
 
 
 def check_lanes(cfg: RunConfig) -> Problems:

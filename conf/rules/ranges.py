@@ -1,10 +1,8 @@
-"""Checks of one value at a time that the sections' checks are made of: ranges and existing paths."""
+"""Checks of one value at a time that the sections' checks are made of."""
 
 from __future__ import annotations
 
 import difflib
-import glob
-import os
 from collections.abc import Collection, Iterator
 from typing import Literal
 
@@ -37,17 +35,6 @@ def one_of(field: str, value: str, choices: Collection[str]) -> Iterator[ConfigE
     if value not in choices:
         like = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) or list(choices)
         yield ConfigError(field, got=value, needs="one of " + ", ".join(choices), hint=f"{field}={like[0]}")
-
-
-def check_path(field: str, path: str, what: str) -> Iterator[ConfigError]:
-    """`path`, a glob with `~`, matches something that exists."""
-    expanded = os.path.expanduser(path)
-    if next(glob.iglob(expanded, recursive=True), None) is None and not os.path.exists(expanded):
-        there = os.path.dirname(expanded.partition("*")[0]) or "."
-        missing = f"folder {there!r} does not exist" if not os.path.isdir(there) else "nothing matches"
-        yield ConfigError(
-            field, got=path, needs=f"{what} ({missing}, seen from {os.getcwd()})", hint="an absolute path, in quotes"
-        )
 
 
 def divisors(number: int) -> list[int]:

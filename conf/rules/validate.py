@@ -15,9 +15,9 @@ from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
 from conf.reading.convert import raise_all
-from conf.rules.data import check_corruption, check_files, check_vocabulary
+from conf.rules.data import check_corruption, check_vocabulary
+from conf.rules.files import check_files
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
-from conf.rules.ranges import check_path
 from conf.rules.sections import check_fields, check_run
 from conf.schema import RawRunConfig, RunConfig, Stack
 
@@ -38,9 +38,6 @@ def validate(raw: RawRunConfig, *, files: Files = "checked") -> RunConfig:
     problems += [*check_sparse(cfg, raw), *check_vocabulary(cfg), *check_corruption(cfg), *check_schedule(cfg)]
     if files == "checked":
         problems += check_files(raw)
-        if raw.train.from_checkpoint is not None:
-            where = raw.train.from_checkpoint
-            problems += check_path("train.from_checkpoint", where, "a run folder or a checkpoint in it")
     raise_all(problems)
     return cfg
 

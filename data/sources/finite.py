@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from conf.reading.paths import held_out_files
 from conf.schema import DataConfig
 from conf.sources import SOURCES
-from data.files import expand_globs, sha256_bytes
+from data.files import sha256_bytes
 from data.sources.local import local_documents
-from data.sources.texts import Texts, file_states
+from data.sources.texts import BadRows, Texts, file_states
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-DOCUMENTS_VERSION = 1  # raise it when the same files would give other documents
+DOCUMENTS_VERSION = 2  # raise it when the same files would give other documents
 _HASH_RANGE = 1 << 64
 
 
@@ -31,15 +31,6 @@ class Document(NamedTuple):
 
     split: Split
     text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FiniteSource:
-    """Documents that can be read again and again in the same order."""
-
-    name: str
-    signature: str
-    documents: Callable[[], Iterator[Document]]
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -53,23 +44,29 @@ def is_validation(text: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * _HASH_RANGE
 
 
-def finite_source(data: DataConfig) -> FiniteSource:
-    """The texts of `data.source` and of `data.validation_files`, in splits. Raises DataError when files are missing."""
-    texts = source_texts(data)
-    held_out = expand_globs(data.validation_files, field="data.validation_files") if data.validation_files else ()
+class FiniteSource:
+    """The texts of `data.source` and of `data.validation_files` as documents, again and again in the same order."""
 
-    def documents() -> Iterator[Document]:
-        for text in texts.read():
-            if text.strip():  # blank documents are dropped
-                by_hash = not held_out and is_validation(text, data.validation_fraction)
+    def __init__(self, data: DataConfig) -> None:
+        """Raises DataError or ConfigError when files are missing."""
+        self.name = data.source
+        self._data = data
+        self._texts = source_texts(data)
+        self._held_out = held_out_files(data.files, data.validation_files)
+        settings = [DOCUMENTS_VERSION, data.source, data.validation_fraction, data.text_field, data.bad_rows]
+        state = json.dumps([settings, self._texts.state, file_states(self._held_out)])
+        self.signature = sha256_bytes(state.encode())
+
+    def documents(self, bad: BadRows | None = None) -> Iterator[Document]:
+        """Each text with its split; blank ones are dropped. Bad rows are refused, or skipped and counted in `bad`."""
+        data, bad = self._data, bad or BadRows(self._data)
+        for text in bad.good(self._texts.read()):
+            if text.strip():
+                by_hash = not self._held_out and is_validation(text, data.validation_fraction)
                 yield Document("validation" if by_hash else "train", text)
-        for text in local_documents(held_out, field=data.text_field, cache_dir=cache_folder(data)):
+        for text in bad.good(local_documents(self._held_out, field=data.text_field)):
             if text.strip():
                 yield Document("validation", text)
-
-    settings = [DOCUMENTS_VERSION, data.source, data.validation_fraction, data.text_field]
-    state = json.dumps([settings, texts.state, file_states(held_out)])
-    return FiniteSource(name=data.source, signature=sha256_bytes(state.encode()), documents=documents)
 
 
 def source_texts(data: DataConfig) -> Texts:

@@ -1,4 +1,4 @@
-"""The one place that imports Hugging Face `datasets`: lazily, without torch, with explicit builders for local files."""
+"""The one place that imports Hugging Face `datasets`: lazily and without torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ from types import ModuleType
 from typing import Any
 
 from conf.errors import DataError
+from data.sources.reading import read_rows
+from data.sources.texts import Row
+from data.sources.usable import record_text
 
 _HIDDEN_FRAMEWORKS = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}
-_BUILDERS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-_GZIP_BUILDERS = ("text", "json")
-_BUILDER_OPTIONS = {"text": {"sample_by": "document"}, "json": {"parse_agent_traces": False}}
 
 
 @cache
@@ -36,34 +27,20 @@ def datasets_module() -> ModuleType:
     return datasets
 
 
-def builder_of(path: Path) -> str:
-    """Name of the `datasets` builder that reads `path`, by its suffix (.gz before it allowed for text and JSON).
+def stream_files(paths: Sequence[Path], field: str) -> Any:
+    """A `datasets.IterableDataset` over local files, a shard each, read as they lie (no copy, no network).
 
-    Raises:
-        DataError: the suffix is unknown.
+    Its rows are {"text": text or None, "fault": what is wrong with it}.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = bool(suffixes) and suffixes[-1] == ".gz"
-    suffix = (suffixes[:-1] if zipped else suffixes)[-1:] or [""]
-    builder = _BUILDERS.get(suffix[0])
-    if builder is None or (zipped and builder not in _GZIP_BUILDERS):
-        raise DataError(
-            f"{path}: do not know how to read {path.name!r}; known are {', '.join(_BUILDERS)}, and .gz of text and "
-            "JSON; rename or convert it, or narrow the glob in data.files"
-        )
-    return builder
+    arguments = {"paths": [str(path) for path in paths], "field": field}
+    return datasets_module().IterableDataset.from_generator(_file_rows, gen_kwargs=arguments)
 
 
-def stream_files(builder: str, paths: Sequence[Path], cache_dir: Path) -> Any:
-    """A `datasets.IterableDataset` over local files, read as they lie (no copy, no network)."""
-    return datasets_module().load_dataset(
-        builder,
-        data_files=[str(path.resolve()) for path in paths],
-        split="train",
-        streaming=True,
-        cache_dir=str(cache_dir / "hf"),
-        **_BUILDER_OPTIONS.get(builder, {}),
-    )
+def _file_rows(paths: Sequence[str], field: str) -> Iterator[dict[str, str | None]]:
+    for path in paths:
+        for row in read_rows(Path(path), field):
+            bad = isinstance(row, DataError)
+            yield {"text": None if bad else row, "fault": str(row) if bad else None}
 
 
 def stream_hub(path: str, name: str | None, *, split: str, revision: str | None, cache_dir: Path) -> Any:
@@ -84,15 +61,12 @@ def stream_hub(path: str, name: str | None, *, split: str, revision: str | None,
         ) from error
 
 
-def text_of_row(row: dict[str, Any], field: str, place: str) -> str:
-    """The text of one record. Raises DataError naming `place` and the fields that exist."""
-    if field not in row:
-        raise DataError(f"{place}: has no field {field!r} but {sorted(row)}; set data.text_field to one of them")
-    text = row[field]
-    if not isinstance(text, str):
-        shown = "null or missing" if text is None else f"of type {type(text).__name__}"
-        raise DataError(f"{place}: field {field!r} is {shown}; needs text; fix the row or set data.text_field")
-    return text
+def row_of(record: dict[str, Any], field: str, place: str) -> Row:
+    """The text of one record of a hub set, or what is wrong with it."""
+    try:
+        return record_text(record, field)
+    except ValueError as error:
+        return DataError(f"{place}: {error}; skip such rows with data.bad_rows=skip")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 MIN_CHARS = 2_048  # a document may end before a top-level definition
 SOFT_CHARS = 5_120  # ... or at a blank line
 HARD_CHARS = 16_384  # ... or at any line
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # str.splitlines also cuts at form feeds and separators inside texts
 _TOP_LEVEL = re.compile(r"(?:def |class |async def |@|if __name__)")
 
 
@@ -31,6 +32,6 @@ def split_text(text: str, *, code: bool = False) -> Iterator[str]:
 
 
 def _bounded_lines(text: str) -> Iterator[str]:
-    for line in text.splitlines(keepends=True):
+    for line in _LINE.findall(text):
         for start in range(0, len(line), HARD_CHARS):
             yield line[start : start + HARD_CHARS]

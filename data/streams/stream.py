@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import DataError
+from conf.reading.paths import text_files
 from conf.schema import DataConfig
-from data.files import expand_globs, sha256_bytes
+from data.files import sha256_bytes
+from data.notice import notice
 from data.order import fold_key, permute
 from data.sources.finite import cache_folder, is_validation
-from data.sources.hub import builder_of, stream_files, stream_hub, text_of_row
-from data.sources.local import diagnose_json, local_documents
+from data.sources.hub import row_of, stream_files, stream_hub
+from data.sources.local import local_documents
+from data.sources.texts import BadRows, Row
 from data.text.tokenizer import Tokenizer
 from data.windows import MIN_WINDOW, Windows, cut
 
@@ -39,7 +42,7 @@ class LaneWindow(NamedTuple):
 
 def stream_fingerprint(data: DataConfig) -> str:
     """Checksum of what is streamed: names and revision of a hub set, or names and sizes of local files."""
-    files = [[path.name, path.stat().st_size] for path in _local_files(data)]
+    files = [[path.name, path.stat().st_size] for path in text_files("data.hub_files", data.hub_files)]
     hub = [data.hub_path, data.hub_name, data.hub_revision, data.hub_split, data.hub_validation_split]
     settings = [hub, files, list(data.validation_files), data.validation_fraction, data.text_field]
     return sha256_bytes(json.dumps(settings).encode())
@@ -47,7 +50,8 @@ def stream_fingerprint(data: DataConfig) -> str:
 
 def stream_texts(data: DataConfig) -> Iterator[str]:
     """One pass over the training documents in the order of the files."""
-    yield from _training_texts(_open_stream(data, data.hub_split), data, lane=0, lanes=1)
+    bad = BadRows(data, report=notice)
+    yield from _training_texts(_open_stream(data, data.hub_split), data, bad, lane=0, lanes=1)
 
 
 def lane_windows(data: DataConfig, tokenizer: Tokenizer, *, lane: int, raw: int, start: int) -> Iterator[LaneWindow]:
@@ -84,11 +88,11 @@ def _windows_in_order(data: DataConfig, tokenizer: Tokenizer, lane: int, raw: in
     else:
         place, of = lane, lanes
     stream = stream.shuffle(seed=data.seed, buffer_size=1)  # a buffer of one: only the order of files changes
-    packer, epoch = _Packer(data, raw), 0
+    packer, epoch, bad = _Packer(data, raw), 0, BadRows(data, report=notice)
     while True:
         stream.set_epoch(epoch)
         made = 0
-        for ids in _encoded(_training_texts(stream, data, lane=place, lanes=of), tokenizer):
+        for ids in _encoded(_training_texts(stream, data, bad, lane=place, lanes=of), tokenizer):
             made += len(ids)
             for window in packer.add(ids):
                 yield LaneWindow(window, epoch)
@@ -127,10 +131,11 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield from tokenizer.encode_batch(batch)
 
 
-def _training_texts(stream: Any, data: DataConfig, *, lane: int, lanes: int) -> Iterator[str]:
+def _training_texts(stream: Any, data: DataConfig, bad: BadRows, *, lane: int, lanes: int) -> Iterator[str]:
     by_hash = _holds_out_by_hash(data)
-    for number, text in enumerate(_texts(stream, data)):
-        if number % lanes == lane and text.strip() and not (by_hash and is_validation(text, data.validation_fraction)):
+    own = (row for number, row in enumerate(_rows(stream, data)) if number % lanes == lane)
+    for text in bad.good(own):
+        if text.strip() and not (by_hash and is_validation(text, data.validation_fraction)):
             yield text
 
 
@@ -140,29 +145,30 @@ def _holds_out_by_hash(data: DataConfig) -> bool:
 
 
 def _validation_texts(data: DataConfig) -> Iterator[str]:
+    bad = BadRows(data, report=notice)
     if data.validation_files:
-        files = expand_globs(data.validation_files, field="data.validation_files")
-        yield from local_documents(files, field=data.text_field, cache_dir=cache_folder(data))
+        files = text_files("data.validation_files", data.validation_files)
+        yield from bad.good(local_documents(files, field=data.text_field))
     elif not _holds_out_by_hash(data):
         assert data.hub_validation_split is not None
-        yield from _texts(_open_stream(data, data.hub_validation_split), data)
+        yield from bad.good(_rows(_open_stream(data, data.hub_validation_split), data))
     else:
-        for text in _texts(_open_stream(data, data.hub_split), data):
+        for text in bad.good(_rows(_open_stream(data, data.hub_split), data)):
             if is_validation(text, data.validation_fraction):
                 yield text
 
 
-def _texts(stream: Any, data: DataConfig) -> Iterator[str]:
+def _rows(stream: Any, data: DataConfig) -> Iterator[Row]:
     number = -1
     try:
-        for number, row in enumerate(stream):
-            yield text_of_row(row, data.text_field, f"{_name(data)}: record {number + 1}")
+        for number, record in enumerate(stream):
+            if not data.hub_files:
+                yield row_of(record, data.text_field, f"{_name(data)}: record {number + 1}")
+            else:  # read by us, see `stream_files`
+                yield DataError(record["fault"]) if record["text"] is None else record["text"]
     except DataError:
         raise
     except Exception as error:
-        for path in _local_files(data):
-            if builder_of(path) == "json" and (found := diagnose_json(path)) is not None:
-                raise found from error
         raise DataError(
             f"{_name(data)}: reading stopped after record {number + 1} ({type(error).__name__}: {error}); check the "
             "network or the files and start again, the run resumes"
@@ -170,21 +176,13 @@ def _texts(stream: Any, data: DataConfig) -> Iterator[str]:
 
 
 def _open_stream(data: DataConfig, split: str) -> Any:
-    files = _local_files(data)
-    if not files:
-        if data.hub_path is None:
-            raise DataError("data.hub_path: not set, and data.hub_files is empty; set one, e.g. data=c4")
-        return stream_hub(
-            data.hub_path, data.hub_name, split=split, revision=data.hub_revision, cache_dir=cache_folder(data)
-        )
-    builders = {builder_of(path) for path in files}
-    if len(builders) > 1:
-        raise DataError(f"data.hub_files: files of several kinds {sorted(builders)}; needs one; narrow the glob")
-    return stream_files(builders.pop(), files, cache_folder(data))
-
-
-def _local_files(data: DataConfig) -> tuple[Any, ...]:
-    return expand_globs(data.hub_files, field="data.hub_files") if data.hub_files else ()
+    files = text_files("data.hub_files", data.hub_files)
+    if files:
+        return stream_files(files, data.text_field)
+    assert data.hub_path is not None, "validation asks for one of them"
+    return stream_hub(
+        data.hub_path, data.hub_name, split=split, revision=data.hub_revision, cache_dir=cache_folder(data)
+    )
 
 
 def _name(data: DataConfig) -> str:

@@ -12,6 +12,7 @@ from conf.errors import DataError
 from conf.schema import DataConfig
 from data.files import locked, sha256_bytes, write_atomic
 from data.sources.finite import FiniteSource, cache_folder
+from data.sources.texts import BadRows, skipped_note
 from data.text.tokenizer import Tokenizer
 from data.text.train_tokenizer import TRAINER_VERSION, sample_lines, text_lines, train_tokenizer
 
@@ -29,6 +30,8 @@ class Scan:
     train_bytes: int
     validation_bytes: int
     train_lines: int  # that are not blank
+    bad_rows: int  # skipped
+    first_bad_row: str  # where it is and what is wrong with it
 
 
 def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -> Scan:
@@ -42,20 +45,21 @@ def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -
         if path.is_file():
             return Scan(**json.loads(path.read_bytes()))
         progress(f"reading {source.name} documents")
-        scan = _scan(source)
+        scan = _scan(source, BadRows(data))
         if scan.train_documents == 0:
+            skipped = f"; {skipped_note(scan.bad_rows, scan.first_bad_row)}" if scan.bad_rows else ""
             raise DataError(
                 f"data={source.name}: no training document ({scan.validation_documents} in validation); give more text "
-                f"in data.files, or lower data.validation_fraction={data.validation_fraction}"
+                f"in data.files, or lower data.validation_fraction={data.validation_fraction}{skipped}"
             )
         write_atomic(path, json.dumps(asdict(scan)).encode())
         return scan
 
 
-def _scan(source: FiniteSource) -> Scan:
+def _scan(source: FiniteSource, bad: BadRows) -> Scan:
     whole, train = hashlib.sha256(), hashlib.sha256()
     documents, sizes, lines = {"train": 0, "validation": 0}, {"train": 0, "validation": 0}, 0
-    for split, text in source.documents():
+    for split, text in source.documents(bad):
         content = text.encode()
         header = f"{split}:{len(content)}:".encode()
         whole.update(header)
@@ -74,11 +78,13 @@ def _scan(source: FiniteSource) -> Scan:
         train_bytes=sizes["train"],
         validation_bytes=sizes["validation"],
         train_lines=lines,
+        bad_rows=bad.count,
+        first_bad_row=bad.first,
     )
 
 
 def tokenizer_for(source: FiniteSource, scan: Scan, data: DataConfig, *, progress: Progress) -> Tokenizer:
-    """The tokenizer of `data.text.tokenizer`, or one trained on the training split and cached."""
+    """The tokenizer of `data.tokenizer`, or one trained on the training split and cached."""
     if data.tokenizer is not None:
         return Tokenizer.from_file(Path(data.tokenizer), sentinels=data.sentinels)
     path = tokenizer_path(scan.train_fingerprint, data)

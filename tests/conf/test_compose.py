@@ -17,8 +17,8 @@ from tests.conf.composed import composed
 EVERY_PRESET = [(group, name) for group in groups() for name in presets(group)]
 # what a preset needs besides itself on a machine with the default two ranks
 COMPANY = {
-    ("data", "text"): [f"data.files={CONF_DIR}/config.yaml"],
-    ("data", "shards"): [f"data.files={CONF_DIR}"],
+    ("data", "text"): ["data.files=HERE/*.txt"],
+    ("data", "shards"): ["data.files=HERE"],
     ("parallel", "expert_model_data"): ["launch.nproc=4"],
     ("optim", "adafactor"): ["parallel.zero=0"],
 }
@@ -45,8 +45,10 @@ def test_the_fourth_quarter_of_a_run_ends_with_the_run():
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY_PRESET, ids=["=".join(pair) for pair in EVERY_PRESET])
-def test_every_preset_composes(group, name):
-    cfg = composed(f"{group}={name}", *COMPANY.get((group, name), []))
+def test_every_preset_composes(group, name, tmp_path):
+    for file in ("a.txt", "index.json"):
+        (tmp_path / file).touch()
+    cfg = compose([f"{group}={name}", *(o.replace("HERE", str(tmp_path)) for o in COMPANY.get((group, name), []))])
     if group == "model":
         expected = {"t5_v1_1_3b": "t5_v1_1_xl", "t5_v1_1_11b": "t5_v1_1_xxl"}.get(name, name)
         assert cfg.model.preset in (name, expected)
@@ -236,11 +238,12 @@ def test_composing_needs_no_torch_writes_nothing_and_is_quick(tmp_path):
 
 
 def test_relative_files_are_written_down_as_absolute_ones(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("text")
+    for name in ("a.txt", "held.md"):
+        (tmp_path / name).write_text("text")
     monkeypatch.chdir(tmp_path)
-    cfg = compose(["data=text", "data.files=*.txt", "data.validation_files=a.txt"])
+    cfg = compose(["data=text", "data.files=*.txt", "data.validation_files=held.md"])
     assert cfg.data.files == (str(tmp_path / "*.txt"),)
-    assert cfg.data.validation_files == (str(tmp_path / "a.txt"),)
+    assert cfg.data.validation_files == (str(tmp_path / "held.md"),)
 
 
 def test_a_written_run_can_be_looked_at_on_other_data(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,16 @@ def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path: Path) -> Non
         locked(tmp_path / "file" / "l"),
     ):
         pass
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the system refuses the write in the same way."""
+    code = (
+        "import resource, pathlib; from data.files import write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"write_atomic(pathlib.Path({str(tmp_path / 'x')!r}), b'x' * 5000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "conf.errors.DataError" in done.stderr
+    assert "x: cannot be written (File too large); needs room for 5,000 bytes: free some, or set" in done.stderr
+    assert list(tmp_path.iterdir()) == []

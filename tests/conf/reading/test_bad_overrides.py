@@ -125,7 +125,7 @@ BAD = [
     ("data=shards", "data.files", "pointsman prepare"),
     ("data=c4 data.hub_path=null", "data.hub_path", "allenai/c4"),
     ("data=text data.files=nowhere/*.txt", "data.files", "'nowhere' does not exist"),
-    ("data.tokenizer=nowhere.model", "data.text.tokenizer", "sentencepiece"),
+    ("data.tokenizer=nowhere.model", "data.tokenizer", "sentencepiece"),
     ("train.from_checkpoint=nowhere", "train.from_checkpoint", "checkpoint"),
     ("data.decoder_length=5", "data.decoder_length", "try data.decoder_length=6"),
     ("data.encoder_length=64 data.sentinels=2", "data.sentinels", "try data.sentinels=3"),

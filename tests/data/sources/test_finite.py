@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from conf.compose import compose
-from conf.errors import ConfigError, DataError
+from conf.errors import ConfigError
 from conf.sources import PLACES, SOURCES
 from data.corpus import open_corpus
 from data.prepare import main as prepare
-from data.sources.finite import finite_source
+from data.sources.finite import FiniteSource
 from tests.data.helpers import same, stacked, steps, text_config, tiny_config, write_jsonl
 from tests.data.sources import poems
 
@@ -93,11 +93,10 @@ def test_every_source_holds_out_the_files_it_reads(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     for overrides in (["data=stdlib"], ["data=text", f"data.files={tmp_path / 'a.txt'}"]):
         cfg = compose([*overrides, f"data.validation_files={held_out}"])
-        found = [text for split, text in finite_source(cfg.data).documents() if split == "validation"]
+        found = [text for split, text in FiniteSource(cfg.data).documents() if split == "validation"]
         assert found == ["held out", "also"]
-    cfg = compose(["data=text", f"data.files={held_out}", f"data.validation_files={held_out}"])
-    with pytest.raises(DataError, match=r"held\.jsonl is in data\.files too"):
-        finite_source(cfg.data)
+    with pytest.raises(ConfigError, match=r"data.validation_files: got '.*held.jsonl'; needs files that are not in"):
+        compose(["data=text", f"data.files={held_out}", f"data.validation_files={held_out}"])
 
 
 def test_rows_name_fields_modules_and_presets_that_exist() -> None:

@@ -106,5 +106,5 @@ def test_bad_rows_and_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"part-2\.jsonl: row 2: .*broken"):
         list(stream_texts(broken.data))
     wrong = replace(cfg, data=replace(cfg.data, text_field="body"))
-    with pytest.raises(DataError, match=r"record 1: has no field 'body' but \['id', 'text'\]"):
+    with pytest.raises(DataError, match=r"part-0\.jsonl\.gz: row 1: has no field 'body' but \['id', 'text'\]"):
         list(stream_texts(wrong.data))
