@@ -21,7 +21,7 @@ from conf.reading.formats import modern, stamped
 from conf.reading.overrides import Overrides, read_overrides
 from conf.reading.presets import CONF_DIR, groups, presets
 from conf.reading.redact import redact_text
-from conf.rules.validate import check_world, validate
+from conf.rules.validate import Files, check_world, validate
 from conf.schema import RunConfig
 
 __all__ = ["compose", "dump", "load", "restore", "to_dict", "written"]
@@ -29,22 +29,23 @@ __all__ = ["compose", "dump", "load", "restore", "to_dict", "written"]
 OmegaConf.register_new_resolver("local_ranks", local_ranks, replace=True)  # conf/launch/local.yaml
 
 
-def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None) -> RunConfig:
+def compose(overrides: Sequence[str], *, world: tuple[int, int] | None = None, files: Files = "checked") -> RunConfig:
     """The run that `overrides` describe: composed, converted, validated and with every derived field filled.
 
     `world` is (ranks, ranks on this node) as a launcher has already started them; it takes the place of launch.nproc
-    and launch.nodes. Raises `ConfigError` (also when the user set launch.* to something else) or `ConfigErrors`.
+    and launch.nodes. `files`: whether what it names must exist here.
+    Raises `ConfigError` (also when the user set launch.* to something else) or `ConfigErrors`.
     """
     read = read_overrides(overrides)
-    return checked(completed(hydra_tree(read, world), read.keys), world)
+    return checked(completed(hydra_tree(read, world), read.keys), world, files=files)
 
 
-def checked(tree: Any, world: tuple[int, int] | None) -> RunConfig:
-    """The configuration of a whole tree; for `world` and what is raised see `compose`."""
+def checked(tree: Any, world: tuple[int, int] | None, *, files: Files = "checked") -> RunConfig:
+    """The configuration of a whole tree; for the rest see `compose`."""
     raw = to_config(tree)
     if world is not None:
         check_world(raw, world[0])
-    return validate(raw)
+    return validate(raw, files=files)
 
 
 def tree_of(overrides: Sequence[str]) -> dict[str, Any]:

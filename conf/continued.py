@@ -18,6 +18,7 @@ from conf.reading.formats import stamped
 from conf.reading.overrides import read_overrides
 from conf.reading.presets import presets
 from conf.reading.setting_files import expand, key_of, merged, read_settings
+from conf.rules.validate import Files
 from conf.schema import RunConfig
 
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
@@ -43,7 +44,7 @@ class Basis(NamedTuple):
     values: dict[str, Any]  # field -> value that stands, whatever the words would come to today
 
 
-def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None) -> RunConfig:
+def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None, files: Files = "checked") -> RunConfig:
     """The run that is started by `words`: as `conf.compose.compose`, on the basis of its folder or of its weights' run.
 
     Raises `ConfigError(s)` as `compose` does, and for a folder whose configuration cannot be read.
@@ -59,7 +60,7 @@ def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None) -
         now, before = flat(tree), flat(hydra_tree(read_overrides(basis.words), world))
         stands = {f: v for f, v in basis.values.items() if f not in keys and now.get(f) == before.get(f)}
         tree = nested(now | stands)
-    return checked(completed(tree, read.keys), world)
+    return checked(completed(tree, read.keys), world, files=files)
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:

@@ -64,8 +64,13 @@ def start(cfg: RunConfig, overrides: Sequence[str]) -> NoReturn:
     """Become the ranks of this machine.
 
     Raises:
-        ConfigError: restarts on several nodes without a name, by which restarted ranks would find the run.
+        ConfigError: a file it names is not there, or it restarts on several nodes without a name, by which restarted
+            ranks would find the run.
     """
+    from conf.reading.convert import raise_all
+    from conf.rules.files import check_files
+
+    raise_all([*check_files(cfg)])
     if cfg.launch.max_restarts:
         if cfg.name is None and cfg.launch.nodes > 1:
             needs = "a name, the same on every node, by which restarted ranks find the run's checkpoints"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import strftime
 
 from conf.schema import RunConfig
@@ -15,9 +16,7 @@ def default_name(cfg: RunConfig) -> str:
 
 def with_name(overrides: Sequence[str], cfg: RunConfig) -> tuple[RunConfig, list[str]]:
     """Configuration and overrides with a name: ranks that are started again must find the folder of the first ones."""
-    from conf.continued import compose_run
-
     if cfg.name is not None:
         return cfg, list(overrides)
-    named = [*overrides, f"name={default_name(cfg)}"]
-    return compose_run(named), named
+    name = default_name(cfg)
+    return replace(cfg, name=name), [*overrides, f"name={name}"]

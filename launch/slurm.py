@@ -58,10 +58,14 @@ def start(cfg: RunConfig, overrides: Sequence[str]) -> int:
 def script_of_run(overrides: Sequence[str], *, write: Path | None = None, submitted: bool = False) -> int:
     """Print the script, write it or submit it; launch=slurm unless another launch preset is named. The exit code."""
     from conf.continued import compose_run
+    from conf.rules.files import check_files
 
     if not any(word.startswith("launch=") for word in overrides):
         overrides = ["launch=slurm", *overrides]  # with the GPUs and restarts of a job, whatever this machine has
-    named, overrides = with_name(overrides, compose_run(overrides))
+    cfg = compose_run(overrides, files="unchecked")
+    for problem in check_files(cfg):
+        print(f"note: not on this machine, so it must be on the compute nodes: {problem}", file=sys.stderr)
+    named, overrides = with_name(overrides, cfg)
     script = batch_script(named, overrides)
     if submitted:
         return submit(script, folder=run_folder(named))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 2
+FORMAT = 3
 KEY = "format"  # of the number in a written configuration
 
 
@@ -41,6 +41,7 @@ ADDED = (
     Added(1, "model.share_embeddings", True),
     Added(1, "moe.router_precision", "fp32"),
     Added(2, "logging.tensorboard", False),
+    Added(3, "data.bad_rows", "refuse"),
 )
 
 

@@ -35,5 +35,5 @@ def train(overrides: Sequence[str]) -> int:
     from conf.continued import compose_run
     from conf.launchers import LAUNCHERS
 
-    cfg = compose_run(overrides)
+    cfg = compose_run(overrides, files="unchecked")  # the launcher knows on which machine they must be
     return importlib.import_module(LAUNCHERS[cfg.launch.launcher]).start(cfg, overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,48 @@ def test_command_reports_faults_without_a_traceback(tmp_path: Path, capsys: pyte
     arguments = ["data=text", f"data.files=['{tmp_path / 'bad.jsonl'}']", f"data.cache_dir={tmp_path / 'cache'}"]
     assert main(["prepare", *arguments]) == 2
     assert "bad.jsonl: row 1: has no field 'text'" in capsys.readouterr().err
+
+
+def test_skipped_rows_are_counted_in_the_summary_and_by_the_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"text": sentences(4, seed=n)}) for n in range(20)]
+    rows[6], rows[11] = '{"text": null}', '{"text": "half \\ud83d of a pair"}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    text = [f"data.files={tmp_path / 'rows.jsonl'}", "data.bad_rows=skip"]
+    cfg = tiny_config(tmp_path, *text)
+    told = "data.bad_rows=skip: 2 bad rows skipped; the first is .*rows.jsonl: row 7: field 'text' is null"
+    for _ in range(2):  # also when nothing is read again
+        corpus = open_corpus(cfg)
+        assert re.match(told, *corpus.notes)
+        assert corpus.documents("train") + corpus.documents("validation") == 18
+    arguments = ["data=text", *text, f"data.cache_dir={tmp_path / 'cache'}", "data.tokenizer_vocab=120"]
+    assert prepare.main(["--out", str(tmp_path / "out"), *arguments]) == 0
+    assert re.search(told, capsys.readouterr().out)
+    (tmp_path / "rows.jsonl").write_text('{"text": null}')
+    with pytest.raises(DataError, match=r"no training document .*; data.bad_rows=skip: 1 bad row skipped; .* row 1"):
+        open_corpus(cfg)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up_is_told_and_nothing_is_half_written(tmp_path: Path, workers: int) -> None:
+    """A limit on the size of files stands in for the disk."""
+    cfg = text_config(tmp_path, documents=300)
+    prepare_finite(cfg.data, out=None)
+    arguments = ["--out", str(tmp_path / "out"), "data=text", f"data.files={cfg.data.files[0]}"]
+    arguments += [f"data.cache_dir={cfg.data.cache_dir}", "data.tokenizer_vocab=120", f"data.prepare_workers={workers}"]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    code = f"{limit}import sys, data.prepare as p; sys.exit(p.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments, "data.validation_fraction=0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: .*train-00000-\w+\.tokens: cannot be written .*; needs room for \d", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not [path for path in (tmp_path / "out").iterdir() if "tmp" in path.name or "index" in path.name]
+    assert (
+        subprocess.run([*command[:2], code.replace(limit, ""), *command[3:]], timeout=120, check=False).returncode == 0
+    )
+    verify_shards(tmp_path / "out")
 
 
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="the shared corpus is not beside this checkout")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from conf.compose import compose
-from conf.errors import SetupError
+from conf.errors import ConfigError, SetupError
 from conf.schema import RunConfig
 from launch import cli
 from launch.local import free_port
@@ -115,6 +115,17 @@ def test_container_runs_the_images_python_with_the_run_folder_mounted(tmp_path: 
     assert f"{tmp_path}/job:{tmp_path}/job" in script
     assert "python -m launch.agent" in script
     assert "PYTHONPATH" not in script
+
+
+def test_files_that_only_compute_nodes_see_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["data=text", "data.files=/scratch/nowhere/*.txt", "name=job", f"runs_dir={tmp_path}"]
+    assert main(run) == 0
+    printed = capsys.readouterr()
+    assert "data.files=/scratch/nowhere/*.txt" in checked(printed.out)
+    note = "note: not on this machine, so it must be on the compute nodes: data.files: got '/scratch/nowhere/*.txt'"
+    assert printed.err.startswith(note)
+    with pytest.raises(ConfigError, match=r"data.files: .*folder '/scratch/nowhere' does not exist"):
+        compose(run)
 
 
 def test_a_requeued_job_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

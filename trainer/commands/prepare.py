@@ -68,5 +68,6 @@ def _summary(prepared: Prepared, seconds: float) -> str:
         documents, tokens = sum(shard.documents for shard in shards), sum(shard.tokens for shard in shards)
         size = sum(shard.text_bytes for shard in shards) / 1e6
         lines.append(f"  {split}: {documents:,} documents, {size:.1f} MB, {tokens:,} tokens, {len(shards)} shards")
+    lines += prepared.notes
     lines.append(f"train on it with: data=shards data.files={prepared.folder}")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +110,38 @@ def test_bad_rows_and_settings_are_named(tmp_path: Path) -> None:
     wrong = replace(cfg, data=replace(cfg.data, text_field="body"))
     with pytest.raises(DataError, match=r"part-0\.jsonl\.gz: row 1: has no field 'body' but \['id', 'text'\]"):
         list(stream_texts(wrong.data))
+
+
+def test_bad_rows_are_skipped_counted_and_told_wherever_a_stream_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the tokenizer's sample, in validation and in the lane they belong to; the other rows keep their lanes."""
+    cfg = stream_config(tmp_path, 1, "data.packing=document", "data.stream_window=1")
+    whole = {lane: first_pass(cfg, lane) for lane in range(4)}
+    rows = ['{"text": null}' if n in (1, 2, 9) else json.dumps({"text": text}) for n, text in enumerate(DOCUMENTS)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(rows))
+    data = replace(cfg.data, hub_files=(str(tmp_path / "bad.jsonl"),), tokenizer=tokenizer_file(cfg, tmp_path))
+    with pytest.raises(DataError, match=r"bad\.jsonl: row 2: field 'text' is null"):
+        list(stream_texts(data))
+    cfg = replace(cfg, data=replace(data, bad_rows="skip"))
+    for lane in range(4):
+        bad = {DOCUMENTS[n] for n in (1, 2, 9) if n % 4 == lane}
+        assert first_pass(cfg, lane) == [text for text in whole[lane] if text not in bad]
+    told = capsys.readouterr().err
+    assert "note: data.bad_rows=skip: 1 bad row skipped; the first is " in told
+    counts = [told.count(f"bad.jsonl: row {row}: field 'text' is null") for row in (2, 3, 10)]
+    assert counts == [2, 1, 0], "validation and each lane tell the first of theirs; row 10 is the second of a lane"
+    list(stream_texts(cfg.data))
+    assert "bad.jsonl: row 2" in capsys.readouterr().err
+
+
+def tokenizer_file(cfg: RunConfig, tmp_path: Path) -> str:
+    path = tmp_path / "its.model"
+    path.write_bytes(open_corpus(cfg).tokenizer.model)
+    return str(path)
+
+
+def first_pass(cfg: RunConfig, lane: int) -> list[str]:
+    tokenizer = open_corpus(cfg).tokenizer
+    windows = lane_windows(cfg.data, tokenizer, lane=lane, raw=100_000, start=0)
+    return [tokenizer.decode(window.tokens) for window in itertools.takewhile(lambda w: w.epoch == 0, windows)]
