@@ -187,7 +187,7 @@ def test_skipped_rows_are_counted_in_the_summary_and_by_the_corpus(
         assert re.match(told, *corpus.notes)
         assert corpus.documents("train") + corpus.documents("validation") == 18
     arguments = ["data=text", *text, f"data.cache_dir={tmp_path / 'cache'}", "data.tokenizer_vocab=120"]
-    assert prepare.main(["--out", str(tmp_path / "out"), *arguments]) == 0
+    assert main(["prepare", "--out", str(tmp_path / "out"), *arguments]) == 0
     assert re.search(told, capsys.readouterr().out)
     (tmp_path / "rows.jsonl").write_text('{"text": null}')
     with pytest.raises(DataError, match=r"no training document .*; data.bad_rows=skip: 1 bad row skipped; .* row 1"):
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_half_written(tmp_path: Path
     arguments = ["--out", str(tmp_path / "out"), "data=text", f"data.files={cfg.data.files[0]}"]
     arguments += [f"data.cache_dir={cfg.data.cache_dir}", "data.tokenizer_vocab=120", f"data.prepare_workers={workers}"]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-    code = f"{limit}import sys, data.prepare as p; sys.exit(p.main(sys.argv[1:]))"
+    code = f"{limit}import sys; from launch.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
     command = [sys.executable, "-c", code, *arguments, "data.validation_fraction=0.2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr

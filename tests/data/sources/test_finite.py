@@ -14,8 +14,8 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from conf.sources import PLACES, SOURCES
 from data.corpus import open_corpus
-from data.prepare import main as prepare
 from data.sources.finite import FiniteSource
+from launch.cli import main
 from tests.data.helpers import same, stacked, steps, text_config, tiny_config, write_jsonl
 from tests.data.sources import poems
 
@@ -72,7 +72,7 @@ def test_prepare_writes_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture
         f"data.cache_dir={tmp_path}",
         "data.prepare_workers=1",
     ]
-    assert prepare(["--out", str(tmp_path / "out"), *arguments]) == 0
+    assert main(["prepare", "--out", str(tmp_path / "out"), *arguments]) == 0
     assert f"data=shards data.files={tmp_path / 'out'}" in capsys.readouterr().out
 
 
