@@ -119,7 +119,7 @@ def test_container_runs_the_images_python_with_the_run_folder_mounted(tmp_path: 
 
 def test_files_that_only_compute_nodes_see_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["data=text", "data.files=/scratch/nowhere/*.txt", "name=job", f"runs_dir={tmp_path}"]
-    assert start(run) == 0
+    assert script_of_run(run) == 0
     printed = capsys.readouterr()
     assert "data.files=/scratch/nowhere/*.txt" in checked(printed.out)
     note = "note: not on this machine, so it must be on the compute nodes: data.files: got '/scratch/nowhere/*.txt'"
