@@ -28,7 +28,7 @@ data.files: [a b.txt, "it's, {1,2}.txt"]
     assert (cfg.model.preset, cfg.train.steps, cfg.train.tokens, cfg.name) == ("small_long", 30, None, "2024")
     assert (cfg.train.activation_checkpointing, cfg.schedule.lr, cfg.logging.wandb) == (True, 1e-3, "off")
     assert cfg.data.files == tuple(str(tmp_path / name) for name in names)
-    assert compose(expand(["--config", "mine.yaml", "data.files=*.yaml"])).data.files == (str(tmp_path / "*.yaml"),)
+    assert compose(expand(["--config", "mine.yaml", "data.files=*.txt"])).data.files == (str(tmp_path / "*.txt"),)
 
 
 def test_later_files_win_over_earlier_ones_and_typed_words_over_both(tmp_path):
