@@ -69,7 +69,7 @@ def experts_not_clipped(job):
 
 def jitter_drawn_again(job):
     for layer in expert_layers(job.module, job.cfg).values():
-        layer._noise = _every_second_call(layer._noise)
+        layer._tokens = _every_second_call(layer._tokens)
 
 
 def noise_of_the_micro_batch(job):
@@ -100,11 +100,11 @@ def _with(right: Callable, change: Callable) -> Callable:
 def _every_second_call(right: Callable) -> Callable:
     calls = []
 
-    def noise(x_GSD, sequences, key):
+    def tokens(x_BLD, real_BL, ids_BL, sequences, key):
         calls.append(1)
-        return right(x_GSD, sequences, replace(key, seed=key.seed + (len(calls) % 2 == 0)))
+        return right(x_BLD, real_BL, ids_BL, sequences, replace(key, seed=key.seed + (len(calls) % 2 == 0)))
 
-    return noise
+    return tokens
 
 
 # layout -> defect, and how what is named first begins
