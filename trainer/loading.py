@@ -13,6 +13,7 @@ from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer
+from launch.commands.known import run_hint
 from model.build import build_model
 from model.t5.model import SwitchTransformer
 from parallel.engine.protocol import compute_dtype
@@ -47,9 +48,8 @@ def locate(path: Path, mesh: Mesh, *, field: str = "RUN") -> tuple[RunDir, Path]
         return RunDir(root=path.resolve().parent.parent), path
     run = RunDir(root=path)
     if not run.config.exists():
-        raise ConfigError(
-            field, got=str(path), needs="a run folder or one of its checkpoints", hint="a folder below runs/"
-        )
+        needs = "a run folder or one of its checkpoints"
+        raise ConfigError(field, got=str(path), needs=needs, hint=run_hint(str(path)))
     store = CheckpointStore(run.checkpoints, mesh, lock=False)
     newest = store.latest_valid()
     if newest is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from click.shell_completion import CompletionItem
@@ -20,9 +21,11 @@ def known_runs() -> list[str]:
     return [str(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
-def run_hint() -> str:
-    """What to type for a run."""
+def run_hint(typed: str = "") -> str:
+    """What to type for a run: the one that `typed` looks like, else the newest ones."""
     runs = known_runs()
+    if close := difflib.get_close_matches(typed, runs, n=1, cutoff=0.8):
+        return close[0]
     if not runs:
         return "`pointsman train name=first`, which makes runs/first"
     more = f" ({len(runs) - _SHOWN_RUNS} more in {RUNS}/)" if len(runs) > _SHOWN_RUNS else ""

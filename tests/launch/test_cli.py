@@ -121,6 +121,17 @@ def test_a_missing_run_is_told_with_the_runs_there_are(
     assert capsys.readouterr().err == f"{start}runs/new, runs/old\n"
 
 
+def test_a_misspelt_run_is_told_with_the_one_it_looks_like(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path, "first", "other")
+    for typed, hint in (("runs/frist", "runs/first"), ("elsewhere", "runs/other, runs/first")):
+        assert main(["eval", typed]) == 2
+        told = f"error: RUN: got '{typed}'; needs a run folder or one of its checkpoints; try {hint}\n"
+        assert capsys.readouterr().err == told
+
+
 def make_runs(folder: Path, *names: str) -> None:
     for age, name in enumerate(reversed(names)):
         (folder / "runs" / name).mkdir(parents=True)
