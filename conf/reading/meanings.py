@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from conf import schema
+from conf.launchers import LAUNCHERS
 from conf.optimizers import OPTIMIZERS
 from conf.reading.fields import hints, leaf_types, without_none
 from conf.routing.routers import ROUTERS
@@ -20,6 +21,7 @@ from conf.sources import SOURCES
 # Fields whose values are rows of a table.
 TABLES = {
     "data.source": tuple(SOURCES),
+    "launch.launcher": tuple(LAUNCHERS),
     "moe.decoder_router": tuple(ROUTERS),
     "moe.router": tuple(ROUTERS),
     "optim.name": tuple(OPTIMIZERS),
