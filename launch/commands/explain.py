@@ -7,11 +7,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from conf.compose import compose, to_dict, tree_of
+from conf.compose import to_dict, tree_of
+from conf.continued import compose_run, overrides_of
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.fields import describe_type, leaf_types, unknown_key
 from conf.reading.meanings import choices, meanings, sections
 from conf.reading.presets import presets
+from conf.reading.setting_files import merged
 
 PAGE_HEAD = """\
 # Settings
@@ -42,16 +44,16 @@ class Values:
     """What fields are under some settings: as presets and overrides say, and what is derived where they say null."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        self._given = tree_of(overrides)
+        self._given = tree_of(merged(overrides_of(overrides), overrides))
         try:
-            self._derived = to_dict(compose(overrides))
+            self._derived = to_dict(compose_run(overrides))
         except (ConfigError, ConfigErrors):  # a field can be explained although another one has still to be set
             self._derived = self._given
 
     def text(self, path: str) -> str:
         """The value as it is typed."""
         given, derived = _at(self._given, path), _at(self._derived, path)
-        return f"null -> {_typed(derived)}" if given is None and derived is not None else _typed(given)
+        return f"null -> {_typed(derived)}" if given is None and derived is not None else _typed(derived)
 
 
 def legal_values(path: str) -> str:

@@ -84,10 +84,12 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, cls=Option, **settings)
 
 
-def takes_overrides(*, of_new_run: bool = True) -> Callable[[F], F]:
+def takes_overrides(
+    *, of_new_run: bool = True, cls: type[Overrides] = Overrides, metavar: str = "[OVERRIDE]..."
+) -> Callable[[F], F]:
     """Decorator: the function gets `overrides`, a tuple of words: those in files of `--config`, then the typed ones."""
     text = "settings: FIELD=VALUE or GROUP=PRESET, wherever among the options (`pointsman config --fields` lists them)"
-    typed = click.argument("overrides", cls=Overrides, of_new_run=of_new_run, metavar="[OVERRIDE]...", help=text)
+    typed = click.argument("overrides", cls=cls, of_new_run=of_new_run, metavar=metavar, help=text)
     files = option("--config", type=FILE, multiple=True, metavar="FILE", help="a YAML file of settings; typed ones win")
 
     def decorate(function: F) -> F:

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from conf.derived.layers import is_dense
 from conf.errors import ConfigError
 from launch.commands.kinds import define
-from launch.commands.parameters import COUNT, FILE, Overrides, option
+from launch.commands.parameters import COUNT, FILE, Overrides, option, takes_overrides
 
 if TYPE_CHECKING:
     from measure.speed.result import Row
@@ -115,17 +115,17 @@ class Words(Overrides):
     + "\n".join(f"  {name:<12}{benchmark.about}" for name, benchmark in BENCHMARKS.items()),
     examples=("pointsman bench layer model=switch_base_8 train.precision=bf16 --json layer.json",),
 )
-@click.argument(
-    "words", cls=Words, of_new_run=False, metavar="[WHAT|OVERRIDE]...", help="benchmarks and settings, mixed"
-)
+@takes_overrides(of_new_run=False, cls=Words, metavar="[WHAT|OVERRIDE]...")
 @option("--json", type=FILE, metavar="FILE", help="write every single measurement to this file")
 @option("--markdown", type=FILE, metavar="FILE", help="write the result page to this file")
 @option("--rounds", type=COUNT, default=9, help="measurements of each side")
 @option("--threads", type=COUNT, help="CPU threads of a rank (default: launch.threads_per_rank, or 1)")
-def command(words: tuple[str, ...], json: Path | None, markdown: Path | None, rounds: int, threads: int | None) -> int:
+def command(
+    overrides: tuple[str, ...], json: Path | None, markdown: Path | None, rounds: int, threads: int | None
+) -> int:
     """Measure, each result a ratio against a peer measured in the same run."""
-    names, overrides = split_words(words)
-    bench(names, overrides, rounds=rounds, threads=threads, json_file=json, markdown=markdown)
+    names, settings = split_words(overrides)
+    bench(names, settings, rounds=rounds, threads=threads, json_file=json, markdown=markdown)
     return 0
 
 

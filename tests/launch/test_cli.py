@@ -47,11 +47,14 @@ def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize("words", [["train"], ["eval", "r"], ["prepare"], ["config"], ["verify-parallel"], ["slurm"]])
+@pytest.mark.parametrize(
+    "words", [["train"], ["eval", "r"], ["prepare"], ["config"], ["verify-parallel"], ["bench"], ["study", "headline"]]
+)
 def test_settings_have_one_help_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "[OVERRIDE]... settings: FIELD=VALUE or GROUP=PRESET, wherever among the options" in text
+    assert re.search(r"OVERRIDE\]\.\.\. settings: FIELD=VALUE or GROUP=PRESET, wherever among the options", text)
+    assert "--config FILE a YAML file of settings; typed ones win" in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,10 @@ from measure.studies.precision.cells import PrecisionStudy
 from measure.studies.precision.command import command as precision
 
 
-def parsed(*words):
-    return Headline(**headline.make_context("headline", list(words)).params)
+def parsed(*words, study=Headline, command=headline):
+    """The study that the words ask for; of its function's parameters, the files of --config are read before."""
+    params = command.make_context("study", list(words)).params
+    return study(**{name: value for name, value in params.items() if name != "config"})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_page_names_its_command_but_no_folder():
 
 
 def test_defaults_are_not_repeated():
-    study = PrecisionStudy(**precision.make_context("precision", []).params)
+    study = parsed(study=PrecisionStudy, command=precision)
     assert study == PrecisionStudy()
     line = provenance("precision", study, PrecisionStudy(), where="CPU")
     assert line.startswith("Made by `pointsman study precision` at")
