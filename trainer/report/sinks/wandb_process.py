@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 from urllib.request import getproxies
 
 from conf.reading.redact import redact_text
@@ -116,7 +116,8 @@ def _open(order: Order, path: Path) -> _Opened:
     write_pieces(path, pieces)  # the id is the folder's from now on, whatever becomes of this process
     Path(order.folder).mkdir(parents=True, exist_ok=True)  # where there is none, W&B would use /tmp
     note = order.note
-    if order.mode != "offline":
+    # Without a key `auto` means offline, and there is nothing to explain.
+    if order.mode == "online" or (order.mode == "auto" and _has_key(_server().hostname or "")):
         note = _obstacle()
         if note is None:
             try:
@@ -205,11 +206,15 @@ def _set_aside(folder: Path) -> None:
         folder.rename(folder.with_name(f"replaced-{folder.name}"))
 
 
-def _obstacle() -> str | None:
-    """Why there is no use in trying to connect; None where there is."""
+def _server() -> ParseResult:
     import wandb
 
-    url = urlparse(wandb.setup().settings.base_url)
+    return urlparse(wandb.setup().settings.base_url)
+
+
+def _obstacle() -> str | None:
+    """Why there is no use in trying to connect; None where there is."""
+    url = _server()
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     if not _has_key(host):
         return f"no key for {host}: set WANDB_API_KEY or run `wandb login`"

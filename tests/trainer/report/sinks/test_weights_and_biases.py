@@ -257,6 +257,14 @@ def test_secrets_are_not_written(monkeypatch, tmp_path):
     assert all(b"c4n4ry" not in path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("wandb", "explained"), [("auto", False), ("online", True)])
+def test_without_a_key_a_run_is_offline_and_says_so_where_online_was_asked_for(tmp_path, wandb, explained):
+    log = record(tmp_path / "run", [1], wandb=wandb)
+    assert any("W&B (offline)" in line for line in log.where())
+    assert any("no key for" in line for line in log.where()) == explained
+
+
 def test_a_process_that_cannot_work_does_not_stop_the_run(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(weights_and_biases, "_COMMAND", "raise SystemExit(3)")
     log = record(tmp_path / "run", [1, 2])
