@@ -1,6 +1,6 @@
 """What the loader hands to the trainer: token arrays of one step on one data-parallel rank.
 
-Shape suffixes: B rows of a micro-batch, L encoder length, T decoder length.
+Shape suffixes: B rows of a micro-batch, L input length, T target length.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PAD_ID = 0  # also the decoder's start token
+PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
 
@@ -22,18 +22,17 @@ BoolArray = NDArray[np.bool_]
 class MicroBatch:
     """Rows of one micro-batch; `rows_B` are their places in the step's global batch (ADR 001)."""
 
-    encoder_tokens_BL: IntArray
-    decoder_inputs_BT: IntArray
+    inputs_BL: IntArray
     targets_BT: IntArray
     rows_B: IntArray
 
     @property
-    def real_encoder_tokens(self) -> int:
-        """Encoder tokens that are not padding."""
-        return int(np.count_nonzero(self.encoder_tokens_BL))
+    def real_inputs(self) -> int:
+        """Input tokens that are not padding."""
+        return int(np.count_nonzero(self.inputs_BL))
 
     @property
-    def real_target_tokens(self) -> int:
+    def real_targets(self) -> int:
         """Target tokens that are not padding."""
         return int(np.count_nonzero(self.targets_BT))
 
@@ -49,14 +48,14 @@ class StepBatch:
     micro: tuple[MicroBatch, ...]
 
     @property
-    def real_encoder_tokens(self) -> int:
-        """Encoder tokens of this rank that are not padding."""
-        return sum(batch.real_encoder_tokens for batch in self.micro)
+    def real_inputs(self) -> int:
+        """Input tokens of this rank that are not padding."""
+        return sum(batch.real_inputs for batch in self.micro)
 
     @property
-    def real_target_tokens(self) -> int:
+    def real_targets(self) -> int:
         """Target tokens of this rank that are not padding."""
-        return sum(batch.real_target_tokens for batch in self.micro)
+        return sum(batch.real_targets for batch in self.micro)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +69,3 @@ class TokenMasks:
 def token_masks(targets: IntArray, *, pieces: int) -> TokenMasks:
     """Masks of the shape of `targets`; ids from `pieces` on are sentinels (`Tokenizer.pieces`)."""
     return TokenMasks(text=(targets > EOS_ID) & (targets < pieces), sentinel=targets >= pieces)
-
-
-def decoder_inputs(targets_BT: IntArray) -> IntArray:
-    """`targets_BT` shifted right by one, beginning with the start token (padding)."""
-    shifted = np.full_like(targets_BT, PAD_ID)
-    shifted[:, 1:] = targets_BT[:, :-1]
-    return shifted

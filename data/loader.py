@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from conf.schema import RunConfig
-from data.batch import MicroBatch, StepBatch, decoder_inputs
+from data.batch import MicroBatch, StepBatch
 from data.children import Child
 from data.corpus import Corpus
 from data.rows import Rows, Share, rank_lanes, share_rows
@@ -164,14 +164,8 @@ def _merge(parts: list[Rows]) -> Rows:
 
 
 def _step_batch(rows: Rows, accumulation: int) -> StepBatch:
-    targets_NT, inputs_NT = rows.targets_NT, decoder_inputs(rows.targets_NT)
     micro = tuple(
-        MicroBatch(
-            encoder_tokens_BL=rows.inputs_NL[part],
-            decoder_inputs_BT=inputs_NT[part],
-            targets_BT=targets_NT[part],
-            rows_B=rows.numbers_N[part],
-        )
+        MicroBatch(inputs_BL=rows.inputs_NL[part], targets_BT=rows.targets_NT[part], rows_B=rows.numbers_N[part])
         for part in np.split(np.arange(len(rows.numbers_N)), accumulation)
     )
     return StepBatch(step=rows.step, epoch=rows.epoch, micro=micro)

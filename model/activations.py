@@ -1,16 +1,36 @@
-"""The activations of feed-forward layers, dense ones and experts alike."""
+"""The forms of a feed-forward layer, dense or an expert: its matrices into d_ff, and what joins their products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from conf.schema import Ffn
 
-_GELU: Callable[[Tensor], Tensor] = partial(F.gelu, approximate="tanh")  # T5 v1.1 was trained with this form
 
-# Of the hidden units, or of the gate that they are multiplied by.
-ACTIVATIONS: dict[Ffn, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": _GELU, "gated_gelu": _GELU}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """One form: hidden = join(x @ first of `into`, x @ second, ..); the layer's output is hidden @ wo."""
+
+    into: tuple[str, ...]  # names of the matrices
+    join: Callable[..., Tensor]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in the tanh approximation that T5 v1.1 was trained with."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gated_gelu(gate: Tensor, linear: Tensor) -> Tensor:
+    """gelu(gate) * linear."""
+    return gelu(gate) * linear
+
+
+FORMS: dict[Ffn, Form] = {
+    "relu": Form(into=("wi",), join=F.relu),  # T5 v1.0
+    "gelu": Form(into=("wi",), join=gelu),
+    "gated_gelu": Form(into=("wi_0", "wi_1"), join=gated_gelu),  # T5 v1.1
+}

@@ -5,15 +5,16 @@ Shape suffixes: B batch, T decoder length.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from conf.routing.settings import moe_rules
-from conf.schema import MoeConfig
+from conf.schema import MoeConfig, Stack
+from model.contract import ModelOutput
 from model.moe.balance import joined_loss
-from model.t5.model import ModelOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +25,7 @@ class LossScale:
     """
 
     target_tokens: float | Tensor  # real target tokens (N)
-    encoder_tokens: float | Tensor  # real tokens the encoder's routers see (M_enc)
-    decoder_tokens: float | Tensor  # real tokens the decoder's routers see (M_dec)
+    router_tokens: Mapping[Stack, float | Tensor]  # real tokens that the routers of each stack see (M)
     replicas: int  # data-parallel ranks * accumulation: how many micro-batches the engine averages over
 
 
@@ -47,10 +47,8 @@ def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> L
     """Cross-entropy, auxiliary loss and z-loss of one micro-batch. Scalars in fp32 (or wider)."""
     ce = output.token_loss_BT.sum() / scale.target_tokens
     aux, z = torch.zeros_like(ce), torch.zeros_like(ce)
-    layers = len(output.encoder_routing) + len(output.decoder_routing)
-    routings = (output.encoder_routing, output.decoder_routing)
-    real = (scale.encoder_tokens, scale.decoder_tokens)
-    for stack, routing, real_tokens in zip(("encoder", "decoder"), routings, real, strict=True):
+    layers = len(output.layers)
+    for stack, routing in output.routing.items():
         rules = moe_rules(moe, stack).losses
         if not routing or rules.silent:
             continue
@@ -63,7 +61,7 @@ def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> L
             if rules.join != "joined":
                 aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
             # Every micro-batch has as many tokens when padding counts; when it does not, the step's sum is needed.
-            tokens = real_tokens if rules.z_divisor == "real" else layer.positions * scale.replicas
+            tokens = scale.router_tokens[stack] if rules.z_divisor == "real" else layer.positions * scale.replicas
             z = z + layer.z_sum / tokens / shares
     weights = moe_rules(moe, "encoder").losses
     aux, z = aux * weights.aux_weight, z * weights.z_weight

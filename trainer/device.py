@@ -37,4 +37,5 @@ def make_repeatable(device: torch.device) -> None:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding bugs; costs a pass over every buffer
+    # Filling fresh memory is for finding bugs, and costs a pass over every buffer. The stubs do not know the flag.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

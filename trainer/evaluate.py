@@ -10,7 +10,7 @@ import torch
 
 from data.batch import StepBatch, token_masks
 from data.corpus import Corpus
-from model.t5.model import SwitchTransformer
+from model.contract import Model
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter, Report
@@ -23,7 +23,7 @@ class EvaluationStopped(Exception):
 
 @torch.no_grad()
 def evaluate(
-    module: SwitchTransformer,
+    module: Model,
     batches: Iterable[StepBatch],
     meter: Meter,
     *,
@@ -40,9 +40,7 @@ def evaluate(
             raise EvaluationStopped
         for micro in batch.micro:
             tensors = to_device(micro, device)
-            output = module(
-                tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="eval", noise=None
-            )
+            output = module(tensors.inputs_BL, tensors.targets_BT, mode="eval", noise=None)
             meter.add(output, tensors.targets_BT, None)
     return meter.reduce(mesh)
 

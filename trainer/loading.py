@@ -15,7 +15,7 @@ from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer
 from launch.commands.known import run_hint
 from model.build import build_model
-from model.t5.model import SwitchTransformer
+from model.contract import Model
 from parallel.engine.protocol import compute_dtype
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
@@ -32,7 +32,7 @@ class LoadedRun:
     cfg: RunConfig
     run: RunDir
     reader: CheckpointReader
-    module: SwitchTransformer
+    module: Model
     tokenizer: Tokenizer
     device: torch.device
     mesh: Mesh

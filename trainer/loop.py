@@ -81,7 +81,7 @@ class Loop:
         )
         self._report_save(session.store.poll())
         seconds = time.perf_counter() - began
-        tokens = counts.target_tokens + counts.encoder_tokens
+        tokens = counts.inputs + counts.targets
         self.state = self.state.advanced(tokens=tokens, wall_s=seconds)
         self._throughput.add(tokens=tokens, sequences=cfg.train.global_batch, seconds=seconds, waited_s=waited_s)
         if _due(self.state.step, cfg.train.log_every) or self._finished():

@@ -12,8 +12,8 @@ from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
 from model.build import build_model
+from model.contract import Model
 from model.init import init_key, initial_masters
-from model.t5.model import SwitchTransformer
 from parallel.engine.deepspeed import build_engine
 from parallel.engine.protocol import Engine, compute_dtype
 from parallel.layers.sharding import Shard, shard_of, tagged_parameters
@@ -35,18 +35,16 @@ class Session:
     device: torch.device
     run: RunDir
     corpus: Corpus
-    engine: Engine
+    engine: Engine[Model]
     store: CheckpointStore
     log: RunLog
     shards: dict[str, Shard]
     total_steps: int
 
     @property
-    def module(self) -> SwitchTransformer:
+    def module(self) -> Model:
         """The model, for evaluation and generation."""
-        module = self.engine.module
-        assert isinstance(module, SwitchTransformer)
-        return module
+        return self.engine.module
 
     def new_meter(self) -> Meter:
         """A meter for one step or one evaluation."""
@@ -94,7 +92,7 @@ class Session:
             self.log.close(failed=failed)
 
 
-def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engine:
+def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engine[Model]:
     """Model and engine with initial weights; the fp32 masters are not rounded to the compute dtype."""
     module = build_model(cfg, mesh, device=device, dtype=compute_dtype(cfg.train.precision))
     engine = build_engine(module, cfg, mesh)

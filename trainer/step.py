@@ -1,6 +1,6 @@
 """One optimizer step: count tokens, run micro-batches, agree that all is finite, update.
 
-Shape suffixes: B sequences of a micro-batch, L encoder length, T decoder length.
+Shape suffixes: B sequences of a micro-batch, L input length, T target length.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from conf.errors import NonFiniteError
 from conf.schema import RunConfig
 from data.batch import MicroBatch, StepBatch
+from model.contract import Model
 from model.losses import LossScale, micro_batch_loss
 from parallel.engine.protocol import Engine
 from parallel.mesh import collectives
@@ -26,8 +27,8 @@ from trainer.report.metrics import Meter
 class StepCounts:
     """Real tokens of the step's global batch, and whether some rank asks to stop after it."""
 
-    target_tokens: int
-    encoder_tokens: int
+    inputs: int
+    targets: int
     stop: bool
 
 
@@ -35,8 +36,7 @@ class StepCounts:
 class TensorBatch:
     """A micro-batch on the device."""
 
-    encoder_tokens_BL: Tensor
-    decoder_inputs_BT: Tensor
+    inputs_BL: Tensor
     targets_BT: Tensor
     rows_B: Tensor
 
@@ -47,12 +47,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> TensorBatch:
     def move(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    return TensorBatch(
-        encoder_tokens_BL=move(batch.encoder_tokens_BL),
-        decoder_inputs_BT=move(batch.decoder_inputs_BT),
-        targets_BT=move(batch.targets_BT),
-        rows_B=move(batch.rows_B),
-    )
+    return TensorBatch(inputs_BL=move(batch.inputs_BL), targets_BT=move(batch.targets_BT), rows_B=move(batch.rows_B))
 
 
 def count_tokens(batch: StepBatch, mesh: Mesh, *, stop: bool = False) -> StepCounts:
@@ -60,21 +55,24 @@ def count_tokens(batch: StepBatch, mesh: Mesh, *, stop: bool = False) -> StepCou
 
     Tensor ranks hold the same sequences, hence the division by tp. Every rank learns of a stop request here.
     """
-    counts = torch.zeros(3, dtype=torch.float64)
-    counts[0] = sum(int((micro.targets_BT != 0).sum()) for micro in batch.micro)
-    counts[1] = sum(int((micro.encoder_tokens_BL != 0).sum()) for micro in batch.micro)
-    counts[2] = float(stop)
+    counts = torch.tensor([batch.real_inputs, batch.real_targets, float(stop)], dtype=torch.float64)
     collectives.all_reduce(counts, mesh.control)
-    targets, encoder, stops = counts.tolist()
-    return StepCounts(
-        target_tokens=round(targets / mesh.tp.size),
-        encoder_tokens=round(encoder / mesh.tp.size),
-        stop=stops > 0,
+    inputs, targets, stops = counts.tolist()
+    return StepCounts(inputs=round(inputs / mesh.tp.size), targets=round(targets / mesh.tp.size), stop=stops > 0)
+
+
+def loss_scale(model: Model, counts: StepCounts, *, replicas: int) -> LossScale:
+    """What divides the losses of a step with these tokens, over so many ranks x micro-batches."""
+    routed = model.router_tokens(inputs=counts.inputs, targets=counts.targets)
+    return LossScale(
+        target_tokens=max(counts.targets, 1),
+        router_tokens={stack: max(tokens, 1) for stack, tokens in routed.items()},
+        replicas=replicas,
     )
 
 
 def run_micro_batches(
-    engine: Engine,
+    engine: Engine[Model],
     batch: StepBatch,
     counts: StepCounts,
     meter: Meter,
@@ -84,24 +82,17 @@ def run_micro_batches(
     device: torch.device,
 ) -> None:
     """Forward and backward of every micro-batch (ADR 002)."""
-    scale = LossScale(
-        target_tokens=max(counts.target_tokens, 1),
-        encoder_tokens=max(counts.encoder_tokens, 1),
-        decoder_tokens=max(counts.target_tokens, 1),
-        replicas=mesh.dp.size * len(batch.micro),
-    )
+    scale = loss_scale(engine.module, counts, replicas=mesh.dp.size * len(batch.micro))
     for micro in batch.micro:
         tensors = to_device(micro, device)
         noise = NoiseKey(seed=cfg.seed, step=batch.step, rows_B=tensors.rows_B)
-        output = engine.forward(
-            tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="train", noise=noise
-        )
+        output = engine.module(tensors.inputs_BL, tensors.targets_BT, mode="train", noise=noise)
         parts = micro_batch_loss(output, scale, cfg.moe)
         engine.backward(parts.total)
         meter.add(output, tensors.targets_BT, parts)
 
 
-def require_finite(engine: Engine, meter: Meter, batch: StepBatch, mesh: Mesh) -> None:
+def require_finite(engine: Engine[Model], meter: Meter, batch: StepBatch, mesh: Mesh) -> None:
     """Raise `NonFiniteError` on every rank, before the update, when any rank's loss or gradients are not finite."""
     healthy = meter.is_finite() and engine.gradients_finite()
     flags = torch.tensor([0.0 if healthy else 1.0], dtype=torch.float64)
@@ -118,7 +109,7 @@ def require_finite(engine: Engine, meter: Meter, batch: StepBatch, mesh: Mesh) -
 
 
 def train_step(
-    engine: Engine,
+    engine: Engine[Model],
     batch: StepBatch,
     meter: Meter,
     *,

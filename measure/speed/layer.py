@@ -13,11 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from conf.schema import Ffn
 from measure.speed.result import Row
 from measure.speed.setup import LayerCase, Settings, gradients_of, layer_case
 from measure.speed.timing import clock_of, compare
-from model.activations import ACTIVATIONS
+from model.moe.experts import ExpertBank
 
 EXPERTS = {"cpu": (8, 32), "cuda": (8, 32, 128)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -59,19 +58,19 @@ def loop_forward(case: LayerCase) -> list[Tensor]:
     gates_NK = routing.gates_GSK.flatten(0, 1).to(x_ND.dtype)
     y_ND = torch.zeros_like(x_ND)
     # Taken apart once: the gradient of a bank indexed E times would be E banks of zeros to add up.
-    banks = [weight.unbind(0) for weight in case.layer.experts.parameters()]
+    bank = case.layer.experts
+    banks = [weight.unbind(0) for weight in bank.parameters()]
     for expert in range(E):
         token, choice = ((slots_NK >= expert * C) & (slots_NK < (expert + 1) * C)).nonzero(as_tuple=True)
-        out = expert_output(case.layer.experts.ffn, [weights[expert] for weights in banks], x_ND[token])
+        out = expert_output(bank, [weights[expert] for weights in banks], x_ND[token])
         y_ND = y_ND.index_add(0, token, out * gates_NK[token, choice].unsqueeze(-1))
     return [y_ND.view_as(case.x_BLD), routing.aux_loss, routing.z_sum]
 
 
-def expert_output(ffn: Ffn, weights: list[Tensor], x_ND: Tensor) -> Tensor:
+def expert_output(bank: ExpertBank, weights: list[Tensor], x_ND: Tensor) -> Tensor:
     """What one expert, by its weights in the bank's order, makes of its tokens."""
     *into, out = weights
-    hidden_NF = ACTIVATIONS[ffn](x_ND @ into[0])
-    return (hidden_NF * (x_ND @ into[1]) if ffn == "gated_gelu" else hidden_NF) @ out
+    return bank.form.join(*(x_ND @ weight for weight in into)) @ out
 
 
 def check_same_output(case: LayerCase) -> None:

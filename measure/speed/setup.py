@@ -18,7 +18,7 @@ from model.moe.layer import MoeLayer
 from model.moe.routers.table import route
 from model.moe.routers.tokens import Tokens
 from model.moe.types import Routing
-from model.t5.feed_forward import FEED_FORWARD
+from model.t5.feed_forward import FeedForward
 from parallel.engine.protocol import compute_dtype
 from parallel.layers.experts import LocalExchange
 from parallel.layers.plain import PlainLayers
@@ -79,7 +79,7 @@ def layer_case(settings: Settings, experts: int, *, sequences: int | None = None
             moe_rules(moe, "encoder"), d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name="encoder.1",
             exchange=LocalExchange(),
         )  # fmt: skip
-        dense = FEED_FORWARD[model.ffn](model, name="encoder.1.ff", layers=PlainLayers())
+        dense = FeedForward(model, ffn=model.ffn, name="encoder.1.ff", layers=PlainLayers())
     for module in (layer, dense):
         cast_module(module, dtype)
         initialise(module, single_process(), replace(init_key(cfg), scale=1.0))

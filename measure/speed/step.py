@@ -17,7 +17,7 @@ from conf.derived.groups import micro_batch_size
 from conf.derived.layers import layer_names
 from conf.derived.topology import topology
 from conf.schema import RunConfig
-from data.batch import EOS_ID, MicroBatch, StepBatch, decoder_inputs
+from data.batch import EOS_ID, MicroBatch, StepBatch
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
@@ -88,8 +88,7 @@ def synthetic_batch(cfg: RunConfig, *, dp_rank: int) -> StepBatch:
         )
         micro.append(
             MicroBatch(
-                encoder_tokens_BL=encoder,
-                decoder_inputs_BT=decoder_inputs(targets),
+                inputs_BL=encoder,
                 targets_BT=targets,
                 rows_B=np.arange(size) + (dp_rank * cfg.train.accumulation + index) * size,
             )

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from conf.derived.groups import micro_batch_size
 from conf.derived.layers import layer_names
@@ -28,7 +29,8 @@ from measure.verify.observe.rows import RowFinder
 from measure.verify.observe.trace import Trace, Tracer
 from measure.verify.reference.step_file import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
 from model.build import build_model
-from model.losses import LossScale, micro_batch_loss
+from model.contract import Model
+from model.losses import micro_batch_loss
 from model.t5.model import SwitchTransformer
 from parallel.engine.expert_groups import release_groups
 from parallel.engine.protocol import MASTER, Engine, StateTensor, StepResult
@@ -40,7 +42,7 @@ from parallel.optim.parameters import is_counted, replica_axes
 from parallel.rng import NoiseKey
 from trainer.device import local_device, make_repeatable
 from trainer.session import build_initialised
-from trainer.step import count_tokens, to_device, train_step
+from trainer.step import count_tokens, loss_scale, to_device, train_step
 
 NO_TIE = -1.0  # in a replay logits are equal bit by bit, and nothing is left to rounding
 ENTERED = "the global batch as it enters backward"
@@ -143,8 +145,7 @@ class _Runner(ABC):
         return self.reference
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        encoder_BL, _, targets_BT = args
-        self.finder.begin(encoder_BL, targets_BT)
+        self.finder.begin(*args)
         wrong = self.finder.wrong(kwargs["noise"])
         if wrong:
             self.ledger.key(", ".join(wrong), step=self.at_step)
@@ -209,7 +210,6 @@ class _BeforeStep:
         return getattr(self._engine, name)
 
     def step(self, lr: float) -> StepResult:
-        """See `Engine`."""
         self._look()
         return self._engine.step(lr)
 
@@ -231,8 +231,8 @@ class _EngineRunner(_Runner):
                 theirs = reference.part(PARAMETER, state.name, self.shards[state.name].slices)
                 self.compare_exactly(state.name, state.value, theirs, INITIAL)
 
+    @override
     def step(self, step: int) -> None:
-        """See `_Runner`."""
         engine, reference = self.engine, self.open(step)
         assert engine is not None
         batch = step_batch(self.cfg, step, dp_rank=self.mesh.dp.rank)
@@ -245,7 +245,7 @@ class _EngineRunner(_Runner):
             squares.update(self._squares(gradients))
 
         squares: dict[str, float] = {}
-        lr, watched = self.cfg.schedule.lr, cast("Engine", _BeforeStep(engine, look))
+        lr, watched = self.cfg.schedule.lr, cast("Engine[Model]", _BeforeStep(engine, look))
         norm = train_step(watched, batch, tally, lr=lr, stop=False, cfg=self.cfg, mesh=self.mesh, device=self.device)[1]
         self.ledger.number("norm", norm, reference.norm, step=step)
         if self.task.precision == "bf16":
@@ -313,8 +313,9 @@ class _ExactRunner(_Runner):
         module = build_model(task.cfg, mesh, device=device, dtype=torch.float64)
         super().__init__(task, mesh, device, module, None)
 
+    @override
     def step(self, step: int) -> None:
-        """See `_Runner`. Weights stay as they are; steps differ in batch and noise."""
+        # Weights stay as they are; steps differ in batch and noise.
         reference = self.open(step)
         batch = step_batch(self.cfg, step, dp_rank=self.mesh.dp.rank)
         tally = Tally(self.cfg)
@@ -333,19 +334,12 @@ class _ExactRunner(_Runner):
 
     def _run_micro_batches(self, batch: StepBatch, tally: Tally) -> None:
         counts = count_tokens(batch, self.mesh)
-        scale = LossScale(
-            target_tokens=counts.target_tokens,
-            encoder_tokens=counts.encoder_tokens,
-            decoder_tokens=counts.target_tokens,
-            replicas=self.mesh.dp.size * len(batch.micro),
-        )
+        scale = loss_scale(self.module, counts, replicas=self.mesh.dp.size * len(batch.micro))
         for micro in batch.micro:
             assert len(micro.rows_B) == micro_batch_size(self.cfg)
             tensors = to_device(micro, self.device)
             noise = NoiseKey(seed=self.cfg.seed, step=batch.step, rows_B=tensors.rows_B)
-            output = self.module(
-                tensors.encoder_tokens_BL, tensors.decoder_inputs_BT, tensors.targets_BT, mode="train", noise=noise
-            )
+            output = self.module(tensors.inputs_BL, tensors.targets_BT, mode="train", noise=noise)
             parts = micro_batch_loss(output, scale, self.cfg.moe)
             (parts.total / len(batch.micro)).backward()
             tally.add(output, tensors.targets_BT, parts)

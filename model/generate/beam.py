@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.contract import PAD, Generative
 from model.generate.options import EOS, GenerateOptions, GenerateResult
 from model.generate.sample import forbid, lengths
-from model.t5.model import PAD, SwitchTransformer
 
 NEVER = float("-inf")
 
@@ -37,8 +37,8 @@ class Hypotheses:
 
 
 def beam_search(
-    module: SwitchTransformer,
-    encoder_tokens_BL: Tensor,
+    module: Generative,
+    inputs_BL: Tensor,
     options: GenerateOptions,
     all_finished: Callable[[bool], bool],
 ) -> GenerateResult:
@@ -47,27 +47,23 @@ def beam_search(
     A hypothesis ends when EOS is among the best `beams` candidates; those still open at `max_length` compete as they
     are. A prompt is done when no open hypothesis can still beat its best finished one.
     """
-    B, K = len(encoder_tokens_BL), options.beams
-    rows_RL = encoder_tokens_BL.repeat_interleave(K, 0)
-    encoded = module.encode(encoder_tokens_BL, mode="no_drop", noise=None)
-    memory = module.memory(encoded.hidden_BLD.repeat_interleave(K, 0), rows_RL)
-    caches = module.decoder.new_caches(memory, options.max_length)
-    last_R = torch.full_like(rows_RL[:, 0], PAD)
-    first_row_B1 = torch.arange(B, device=last_R.device)[:, None] * K
-    live = _empty(B, K, options.max_length, encoded.hidden_BLD)
+    B, K, device = len(inputs_BL), options.beams, inputs_BL.device
+    decoding = module.start_decoding(inputs_BL, copies=K, max_length=options.max_length, mode="no_drop")
+    last_R = torch.full((B * K,), PAD, device=device)
+    first_row_B1 = torch.arange(B, device=device)[:, None] * K
+    live = _empty(B, K, options.max_length, decoding.dtype, device)
     live.scores_BK[:, 0] = 0.0  # all beams start equal; one of them is enough
-    finished = _empty(B, K, options.max_length, encoded.hidden_BLD)
+    finished = _empty(B, K, options.max_length, decoding.dtype, device)
     step = 0
     for step in range(options.max_length):
-        model_RV = module.next_logits(last_R, memory, caches, mode="no_drop").log_softmax(-1)
+        model_RV = decoding.next_logits(last_R).log_softmax(-1)
         candidates, parent_BC = _expand(live, model_RV.unflatten(0, (B, K)), step, options)
         finished = _keep_finished(finished, candidates, step, options)
         live, choice_BK = _keep_live(candidates, step, K)
         if all_finished(_all_done(live, finished, options)):
             break
         beam_BK = parent_BC.gather(1, choice_BK)
-        for cache in caches:
-            cache.reorder((first_row_B1 + beam_BK).flatten())
+        decoding.reorder((first_row_B1 + beam_BK).flatten())
         last_R = live.tokens_BKT[..., step].flatten()
     else:
         finished = _best(finished, _scored(live, options.max_length, options), K)
@@ -79,12 +75,11 @@ def penalty(length: int, alpha: float) -> float:
     return ((5 + length) / 6) ** alpha
 
 
-def _empty(B: int, K: int, T: int, like: Tensor) -> Hypotheses:
-    wide = torch.promote_types(like.dtype, torch.float32)
+def _empty(B: int, K: int, T: int, dtype: torch.dtype, device: torch.device) -> Hypotheses:
     return Hypotheses(
-        tokens_BKT=torch.full((B, K, T), PAD, dtype=torch.int64, device=like.device),
-        log_probs_BKT=torch.zeros(B, K, T, dtype=wide, device=like.device),
-        scores_BK=torch.full((B, K), NEVER, dtype=wide, device=like.device),
+        tokens_BKT=torch.full((B, K, T), PAD, dtype=torch.int64, device=device),
+        log_probs_BKT=torch.zeros(B, K, T, dtype=dtype, device=device),
+        scores_BK=torch.full((B, K), NEVER, dtype=dtype, device=device),
     )
 
 

@@ -1,6 +1,6 @@
 """Greedy decoding and sampling: one token per row and step.
 
-Shape suffixes: B batch, L encoder length, T generated positions, V vocabulary.
+Shape suffixes: B batch, L input length, T generated positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from model.contract import PAD, Generative
 from model.generate.options import EOS, GenerateOptions, GenerateResult
-from model.t5.model import PAD, SwitchTransformer
 
 
 def choose_tokens(
-    module: SwitchTransformer,
-    encoder_tokens_BL: Tensor,
+    module: Generative,
+    inputs_BL: Tensor,
     options: GenerateOptions,
     all_finished: Callable[[bool], bool],
 ) -> GenerateResult:
     """Decode by the most probable token (`greedy`) or by drawing (`sample`). See `model.generate.generate`."""
-    encoded = module.encode(encoder_tokens_BL, mode="no_drop", noise=None)
-    memory = module.memory(encoded.hidden_BLD, encoder_tokens_BL)
-    caches = module.decoder.new_caches(memory, options.max_length)
+    decoding = module.start_decoding(inputs_BL, copies=1, max_length=options.max_length, mode="no_drop")
     generator = torch.Generator("cpu").manual_seed(options.seed)
-    last_B = torch.full_like(encoder_tokens_BL[:, 0], PAD)  # the decoder's start token is the padding id
+    last_B = torch.full_like(inputs_BL[:, 0], PAD)
     finished_B = torch.zeros_like(last_B, dtype=torch.bool)
     tokens, log_probs = [], []
     for step in range(options.max_length):
-        model_BV = module.next_logits(last_B, memory, caches, mode="no_drop").log_softmax(-1)
+        model_BV = decoding.next_logits(last_B).log_softmax(-1)
         allowed_BV = forbid(model_BV, step, options)
         if options.mode == "greedy":
             chosen_B = allowed_BV.argmax(-1)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from conf.derived.layers import Layer, layers, stacks
 from conf.schema import ModelConfig, MoeConfig
+from model.activations import FORMS
 
 Kind = Literal["t5", "switch_transformers"]
 Where = Literal["shared", "apart", "head", "stack", "layer", "cross", "dense", "sparse"]
@@ -89,7 +90,6 @@ TABLE: tuple[Row, ...] = (
     ),
 )
 DENSE_MODULE: dict[Kind, str] = {"t5": "DenseReluDense", "switch_transformers": "mlp"}  # {dense} in the table
-FF_WEIGHTS = {"relu": ("wi", "wo"), "gelu": ("wi", "wo"), "gated_gelu": ("wi_0", "wi_1", "wo")}  # {w} in the table
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"  # the same in theirs and ours
 # What the library's stacks read. Either both equal the embedding and are copies of it, or the embedding is never read.
@@ -138,7 +138,7 @@ def _in_layer(row: Row, layer: Layer, kind: Kind) -> list[Pair]:
     if not has[row.where]:
         return []
     found = []
-    for w in FF_WEIGHTS[layer.feed_forward] if "{w}" in row.ours else ("",):
+    for w in (*FORMS[layer.feed_forward].into, "wo") if "{w}" in row.ours else ("",):
         fields = {"s": layer.stack, "i": layer.index, "f": len(layer.attention), "w": w, "dense": DENSE_MODULE[kind]}
         experts = range(layer.experts) if row.turn == "expert" else (0,)
         theirs = tuple(row.theirs.format(**fields, e=e) for e in experts)

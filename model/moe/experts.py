@@ -14,24 +14,20 @@ from torch import Tensor, nn
 
 from conf.routing.settings import MoeRules
 from conf.schema import Ffn
-from model.activations import ACTIVATIONS
+from model.activations import FORMS
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
 from parallel.rng import NoiseKey, keyed_uniform
 
 
 class ExpertBank(nn.Module):
-    """Feed-forward experts (wi, wo; gated: wi_0, wi_1, wo) without bias, dropout inside."""
-
-    wi: Tensor
-    wi_0: Tensor
-    wi_1: Tensor
+    """Feed-forward experts in any form of `model.activations`, without bias, dropout inside."""
 
     def __init__(
         self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, name: str, exchange: ExpertExchange
     ) -> None:
         super().__init__()
-        self.ffn, self.activation = ffn, ACTIVATIONS[ffn]
+        self.form = FORMS[ffn]
         self.dropout = rules.expert_dropout
         self.gradient_factor = rules.expert_gradient_factor
         self.site = f"{name}.expert_dropout"
@@ -40,7 +36,7 @@ class ExpertBank(nn.Module):
         self.first_expert = exchange.ep_rank * self.num_local
         self.first_column = exchange.etp_rank * self.columns
         into = ParamSpec(dims=("experts", "embed", "expert_ff"), fan_in=d_model)
-        for weight in ("wi_0", "wi_1") if ffn == "gated_gelu" else ("wi",):
+        for weight in self.form.into:
             self.register_parameter(weight, _empty((self.num_local, d_model, self.columns), into))
         out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=d_ff)
         self.wo = _empty((self.num_local, self.columns, d_model), out)
@@ -51,11 +47,8 @@ class ExpertBank(nn.Module):
         Rows of empty slots are computed as well: shapes stay static, and an expert without tokens gets a zero
         gradient instead of none, so that every rank takes part in every collective.
         """
-        if self.ffn == "gated_gelu":
-            gate_XRF = self.activation(torch.bmm(rows_XRD, self._weight(self.wi_0)))
-            hidden_XRF = gate_XRF * torch.bmm(rows_XRD, self._weight(self.wi_1))
-        else:
-            hidden_XRF = self.activation(torch.bmm(rows_XRD, self._weight(self.wi)))
+        products = (torch.bmm(rows_XRD, self._weight(self.get_parameter(weight))) for weight in self.form.into)
+        hidden_XRF = self.form.join(*products)
         if noise is not None and self.dropout > 0:
             # A Python number rounds a bf16 product once; a mask holding 1 / (1 - p) would be rounded before it.
             hidden_XRF = torch.where(self._keep(noise, capacity), hidden_XRF, 0) * (1 / (1 - self.dropout))

@@ -16,7 +16,7 @@ from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from model.t5.attention import Attention
 from model.t5.cache import LayerCache
-from model.t5.feed_forward import FEED_FORWARD
+from model.t5.feed_forward import FeedForward
 from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
 from parallel.layers.experts import ExpertExchange
@@ -68,7 +68,7 @@ class Block(nn.Module):
                 rules, d_model=model.d_model, d_ff=model.d_ff, ffn=layer.feed_forward, name=self.name, exchange=exchange
             )
         else:
-            self.ff = FEED_FORWARD[layer.feed_forward](model, name=f"{self.name}.ff", layers=layers)
+            self.ff = FeedForward(model, ffn=layer.feed_forward, name=f"{self.name}.ff", layers=layers)
 
     def forward(
         self,

@@ -1,23 +1,23 @@
 """The Switch Transformer: T5's encoder-decoder with expert banks for some feed-forward layers.
 
-Shape suffixes: B batch, L encoder length, T decoder length, D d_model, V vocabulary columns of this tensor rank.
+Shape suffixes: B batch, L encoder length, T decoder length, D d_model, V vocabulary columns of this tensor rank,
+R rows of a decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
 
 from conf.derived.estimate import padded_vocab_size
 from conf.derived.layers import stacks
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
-from model.moe.types import LayerRouting, RouteMode
+from model.contract import PAD, Decoding, Generative, ModelOutput
+from model.moe.types import RouteMode
 from model.t5.block import Memory
-from model.t5.cache import LayerCache
 from model.t5.position import padding_mask
 from model.t5.stack import Stack, StackOutput
 from parallel.layers.experts import ExpertExchange
@@ -25,19 +25,8 @@ from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec
 from parallel.rng import NoiseKey
 
-PAD = 0
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelOutput:
-    """What a forward pass gives to the loss."""
-
-    token_loss_BT: Tensor  # cross-entropy in fp32 (fp64 in an fp64 model), nats; 0 where the target is padding
-    encoder_routing: tuple[LayerRouting, ...]  # one per expert layer
-    decoder_routing: tuple[LayerRouting, ...]
-
-
-class SwitchTransformer(nn.Module):
+class SwitchTransformer(Generative):
     """Encoder, decoder, an embedding for both or one each, tied or own output matrix."""
 
     def __init__(
@@ -69,33 +58,32 @@ class SwitchTransformer(nn.Module):
             head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)
             self.lm_head = layers.column_linear(model.d_model, rows, head)
 
-    def forward(
-        self,
-        encoder_tokens_BL: Tensor,
-        decoder_inputs_BT: Tensor,
-        targets_BT: Tensor,
-        *,
-        mode: RouteMode,
-        noise: NoiseKey | None,
-    ) -> ModelOutput:
-        """Token losses of `targets_BT` (id 0: padding, loss 0). `noise` None: no dropout and no jitter.
-
-        All ids are int64, in [0, vocab_size). Decoder inputs are the targets shifted right, starting with 0.
-        """
+    @override
+    def forward(self, inputs_BL: Tensor, targets_BT: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> ModelOutput:
         assert noise is None or mode == "train", f"noise is for training only, not for mode {mode!r}"
-        encoded = self.encode(encoder_tokens_BL, mode=mode, noise=noise)
-        memory = self.memory(encoded.hidden_BLD, encoder_tokens_BL)
+        encoded = self.encode(inputs_BL, mode=mode, noise=noise)
+        memory = self.memory(encoded.hidden_BLD, inputs_BL)
         real_BT = targets_BT != PAD
-        decoded = self.decoder(
-            self.embed(decoder_inputs_BT, "decoder"), real_BT, memory, mode=mode, noise=noise, ids_BL=decoder_inputs_BT
-        )
+        # The decoder sees the targets one place later; padding is also its start token.
+        ids_BT = F.pad(targets_BT[:, :-1], (1, 0), value=PAD)
+        decoded = self.decoder(self.embed(ids_BT, "decoder"), real_BT, memory, mode=mode, noise=noise, ids_BL=ids_BT)
         loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
         return ModelOutput(
             # where, not a product: a loss that is not finite at padding must not leak.
             token_loss_BT=torch.where(real_BT, loss_BT, 0.0),
-            encoder_routing=encoded.routing,
-            decoder_routing=decoded.routing,
+            routing={"encoder": encoded.routing, "decoder": decoded.routing},
         )
+
+    @override
+    def router_tokens(self, *, inputs: int, targets: int) -> dict[StackName, int]:
+        return {"encoder": inputs, "decoder": targets}
+
+    @override
+    def start_decoding(self, inputs_BL: Tensor, *, copies: int, max_length: int, mode: RouteMode) -> T5Decoding:
+        encoded_BLD = self.encode(inputs_BL, mode=mode, noise=None).hidden_BLD
+        rows_RL = inputs_BL.repeat_interleave(copies, 0)
+        memory = self.memory(encoded_BLD.repeat_interleave(copies, 0), rows_RL)
+        return T5Decoding(self, memory, max_length=max_length, mode=mode)
 
     def embed(self, tokens_BL: Tensor, stack: StackName) -> Tensor:
         """Embeddings [B, L, D] of the ids that enter a stack."""
@@ -132,8 +120,24 @@ class SwitchTransformer(nn.Module):
                 logits_BTV[..., real:] = float("-inf")
         return logits_BTV
 
-    def next_logits(self, tokens_B: Tensor, memory: Memory, caches: Sequence[LayerCache], *, mode: RouteMode) -> Tensor:
-        """One cached decoding step: logits [B, vocabulary] after `tokens_B`, whole on every tensor rank."""
-        ids_B1 = tokens_B[:, None]
-        hidden_B1D = self.decoder.step(self.embed(ids_B1, "decoder"), ids_B1, memory, caches, mode=mode)
-        return self.factory.gather_logits(self.logits(hidden_B1D))[:, 0, : self.config.vocab_size]
+
+class T5Decoding(Decoding):
+    """Rows of a decoder with their caches of keys and values."""
+
+    def __init__(self, module: SwitchTransformer, memory: Memory, *, max_length: int, mode: RouteMode) -> None:
+        self.dtype = torch.promote_types(memory.hidden_BMD.dtype, torch.float32)
+        self._module, self._memory = module, memory
+        self._mode: RouteMode = mode
+        self._caches = module.decoder.new_caches(memory, max_length)
+
+    @override
+    def next_logits(self, tokens_R: Tensor) -> Tensor:
+        module, ids_R1 = self._module, tokens_R[:, None]
+        embedded_R1D = module.embed(ids_R1, "decoder")
+        hidden_R1D = module.decoder.step(embedded_R1D, ids_R1, self._memory, self._caches, mode=self._mode)
+        return module.factory.gather_logits(module.logits(hidden_R1D))[:, 0, : module.config.vocab_size]
+
+    @override
+    def reorder(self, rows_R: Tensor) -> None:
+        for cache in self._caches:
+            cache.reorder(rows_R)

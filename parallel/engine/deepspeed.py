@@ -21,7 +21,7 @@ from parallel.engine.expert_groups import (
     mark_parameters,
     register_expert_groups,
 )
-from parallel.engine.protocol import Engine, compute_dtype
+from parallel.engine.protocol import Engine, ModuleT, compute_dtype
 from parallel.engine.zero import ZeroEngine
 from parallel.engine.zero0 import MastersEngine, ReducedMasters
 from parallel.layers.sharding import tagged_parameters
@@ -32,7 +32,7 @@ from parallel.optim.parameters import OptimGroup, optim_groups
 BUCKET_ELEMENTS = 2**25  # gradients reduced at once; DeepSpeed's default allocates 2 GB however small the model
 
 
-def build_engine(module: nn.Module, cfg: RunConfig, mesh: Mesh) -> Engine:
+def build_engine(module: ModuleT, cfg: RunConfig, mesh: Mesh) -> Engine[ModuleT]:
     """The engine of `cfg.parallel.zero` around a module on its device, cast (`cast_module`), parameters tagged.
 
     Uses the default process group; in a single process without one it makes a group of one rank, because DeepSpeed

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 MASTER = "master"  # state kind of the fp32 weights; moments use the optimizer's own names: exp_avg, exp_avg_sq, ...
 STEP = "step"  # kind of the number of steps taken, which `load_state` asks for once, by the name STEP too
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +37,12 @@ class StepResult:
     grad_norm: float  # of the global gradient before clipping, over all parameters and all shards; equal on all ranks
 
 
-class Engine(Protocol):
+class Engine(Protocol[ModuleT]):
     """Reduces gradients over dp and edp, clips by the global norm, updates fp32 masters, refreshes compute weights."""
 
     @property
-    def module(self) -> nn.Module:
-        """The model; call it (not the engine) only for evaluation."""
-        ...
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        """Run the module's training forward."""
+    def module(self) -> ModuleT:
+        """The model; its loss goes to `backward`."""
         ...
 
     def backward(self, loss: Tensor) -> None:

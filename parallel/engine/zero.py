@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from conf.errors import NonFiniteError
 from parallel.engine.driver import Driver
 from parallel.engine.fragments import FlatParameter, collect
 from parallel.engine.owners import StateItem, assign_owners, read_required, read_steps
-from parallel.engine.protocol import MASTER, STEP, StateTensor, StepResult
+from parallel.engine.protocol import MASTER, STEP, ModuleT, StateTensor, StepResult
 from parallel.layers.sharding import replica_axis, tagged_parameters
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
@@ -20,10 +21,10 @@ from parallel.optim.kinds import OptimizerKind
 from parallel.optim.parameters import is_first_tensor_copy
 
 
-class ZeroEngine(Driver):
+class ZeroEngine(Driver[ModuleT]):
     """`Engine` at ZeRO 1 and 2."""
 
-    def __init__(self, module: nn.Module, engine: Any, mesh: Mesh, kind: OptimizerKind, *, accumulation: int) -> None:
+    def __init__(self, module: ModuleT, engine: Any, mesh: Mesh, kind: OptimizerKind, *, accumulation: int) -> None:
         super().__init__(module, engine, accumulation=accumulation)
         self._mesh = mesh
         self._zero = engine.optimizer
@@ -38,14 +39,15 @@ class ZeroEngine(Driver):
         # gradients of router and norms to bf16 (ADR 005).
         self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
 
+    @override
     def gradients_finite(self) -> bool:
-        """See `Engine`. Looks at the partition of the reduced gradients that this rank holds."""
+        # Looks at the partition of the reduced gradients that this rank holds.
         self._require_boundary()
         pieces = [piece for group in self._partitions() for piece in group if piece.numel() > 0]
         return bool(nn.utils.get_total_norm(pieces, norm_type=float("inf")).isfinite())
 
+    @override
     def step(self, lr: float) -> StepResult:
-        """See `Engine`."""
         for group in self._inner.param_groups:
             group["lr"] = lr
         self._take_step()
@@ -54,16 +56,17 @@ class ZeroEngine(Driver):
             raise NonFiniteError("the gradient norm is not finite; no weight was changed")
         return StepResult(grad_norm=float(self._zero._global_grad_norm))
 
+    @override
     def discard_gradients(self) -> None:
-        """See `Engine`."""
         self._zero.zero_grad(set_to_none=True)
         for held in (self._zero.averaged_gradients, self._zero.all_grad_tensors):
             for group in held:
                 held[group] = None
         self._micro = 0
 
+    @override
     def gradients(self) -> dict[str, Tensor]:
-        """See `Engine`. Collective: whole shards are summed together from zero-filled buffers."""
+        # Collective: whole shards are summed together from zero-filled buffers.
         self._require_boundary()
         partitions = [torch.cat([piece.flatten() for piece in group]).float() for group in self._partitions()]
         found = {}
@@ -75,8 +78,8 @@ class ZeroEngine(Driver):
             found[where.name] = collectives.all_reduce(whole, where.axis).view(where.parameter.shape)
         return found
 
+    @override
     def read_state(self) -> Iterator[StateTensor]:
-        """See `Engine`."""
         by_name = {where.name: where for where in self._flat if is_first_tensor_copy(where.parameter, self._mesh)}
         items = [
             StateItem(name=where.name, kind=kind, parameter=where.parameter, nbytes=4 * where.parameter.numel())
@@ -90,8 +93,9 @@ class ZeroEngine(Driver):
                 yield StateTensor(name=item.name, kind=item.kind, value=value)
 
     @torch.no_grad()
+    @override
     def load_state(self, read: Callable[[str, str], Tensor | None], *, weights_only: bool = False) -> None:
-        """See `Engine`. Each rank copies the part that lies in its partition; compute weights are gathered."""
+        # Each rank copies the part that lies in its partition; compute weights are gathered.
         self._steps = 0 if weights_only else read_steps(read)
         self._inner.state.clear()
         if self._steps > 0:

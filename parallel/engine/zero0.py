@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from parallel.engine.driver import Driver
 from parallel.engine.owners import StateItem, assign_owners, read_required, read_steps
-from parallel.engine.protocol import MASTER, STEP, StateTensor, StepResult
+from parallel.engine.protocol import MASTER, STEP, ModuleT, StateTensor, StepResult
 from parallel.layers.sharding import spec_of, tagged_parameters
 from parallel.optim.kinds import OptimizerKind
 from parallel.optim.masters import MasterOptimizer
@@ -32,40 +33,42 @@ class ReducedMasters(MasterOptimizer):
         return dense, experts
 
 
-class MastersEngine(Driver):
+class MastersEngine(Driver[ModuleT]):
     """`Engine` at ZeRO 0."""
 
     def __init__(
-        self, module: nn.Module, engine: Any, optimizer: MasterOptimizer, kind: OptimizerKind, *, accumulation: int
+        self, module: ModuleT, engine: Any, optimizer: MasterOptimizer, kind: OptimizerKind, *, accumulation: int
     ) -> None:
         super().__init__(module, engine, accumulation=accumulation)
         self._optimizer, self._kind = optimizer, kind
 
+    @override
     def gradients_finite(self) -> bool:
-        """See `Engine`."""
         self._require_boundary()
         largest = nn.utils.get_total_norm(self._optimizer.gradient_sums().values(), norm_type=float("inf"))
         return bool(largest.isfinite())
 
+    @override
     def step(self, lr: float) -> StepResult:
-        """See `Engine`. Raises NonFiniteError on every rank, with weights untouched, when the norm is not finite."""
+        # Raises NonFiniteError on every rank, with weights untouched, when the norm is not finite.
         self._optimizer.set_lr(lr)
         self._take_step()
         return StepResult(grad_norm=self._optimizer.grad_norm)
 
+    @override
     def discard_gradients(self) -> None:
-        """See `Engine`."""
         self._optimizer.zero_grad()
         self._micro = 0
 
+    @override
     def gradients(self) -> dict[str, Tensor]:
-        """See `Engine`."""
         self._require_boundary()
         sums = self._optimizer.gradient_sums()
         return {name: sums[p].clone() for name, p, _ in tagged_parameters(self._module)}
 
+    @override
     def read_state(self) -> Iterator[StateTensor]:
-        """See `Engine`. Every rank of the data axis has every shard: nothing is sent."""
+        # Every rank of the data axis has every shard: nothing is sent.
         mesh = self._optimizer.mesh
         items = [
             StateItem(name=name, parameter=p, kind=kind, nbytes=value.nbytes, dims=self._kind.moment_dims(kind, p))
@@ -79,8 +82,8 @@ class MastersEngine(Driver):
                 yield StateTensor(name=item.name, kind=item.kind, value=value, dims=item.dims)
 
     @torch.no_grad()
+    @override
     def load_state(self, read: Callable[[str, str], Tensor | None], *, weights_only: bool = False) -> None:
-        """See `Engine`."""
         optimizer = self._optimizer
         self._steps = 0 if weights_only else read_steps(read)
         optimizer.inner.state.clear()

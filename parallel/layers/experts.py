@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
+from typing_extensions import override
 
 from parallel.mesh.axes import Mesh
 from parallel.mesh.collectives import all_gather, all_to_all, copy_to, gather_from, reduce_from, scatter_to
@@ -59,41 +60,41 @@ class ExpertExchange(Protocol):
         ...
 
 
-class LocalExchange:
+class LocalExchange(ExpertExchange):
     """All experts and all groups in this process; no process group is needed."""
 
     ep_size, ep_rank, etp_size, etp_rank, group_shards = 1, 0, 1, 0, 1
 
+    @override
     def enter(self, x: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return x
 
+    @override
     def leave(self, x: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return x
 
+    @override
     def shared_weight(self, weight: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return weight
 
+    @override
     def sum_shards(self, values: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return values
 
+    @override
     def to_experts(self, buffer_EGCD: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return buffer_EGCD.flatten(1, 2)
 
+    @override
     def from_experts(self, rows_XRD: Tensor, *, groups: int) -> Tensor:
-        """See `ExpertExchange`."""
         return rows_XRD.unflatten(1, (groups, rows_XRD.shape[1] // groups))
 
+    @override
     def gather_rows(self, rows_G: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return rows_G
 
 
-class MeshExchange:
+class MeshExchange(ExpertExchange):
     """The exchange of a run with ranks; each step along an axis of size 1 costs nothing."""
 
     def __init__(self, mesh: Mesh) -> None:
@@ -102,37 +103,39 @@ class MeshExchange:
         self.etp_size, self.etp_rank = mesh.etp.size, mesh.etp.rank
         self.group_shards = mesh.tp.size // mesh.etp.size
 
+    @override
     def enter(self, x: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return x if self.group_shards == 1 else scatter_to(x, self._tp)
 
+    @override
     def leave(self, x: Tensor) -> Tensor:
-        """See `ExpertExchange`. What follows is the same on all tensor ranks, so each holds the whole gradient."""
+        # What follows is the same on all tensor ranks, so each holds the whole gradient.
         return x if self.group_shards == 1 else gather_from(x, self._tp)
 
+    @override
     def shared_weight(self, weight: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return weight if self.group_shards == 1 else copy_to(weight, self._tp)
 
+    @override
     def sum_shards(self, values: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return values if self.group_shards == 1 else reduce_from(values, self._tp)
 
+    @override
     def to_experts(self, buffer_EGCD: Tensor) -> Tensor:
-        """See `ExpertExchange`. Rank j's experts are one block of dim 0; sizes are compared before data moves."""
+        # Rank j's experts are one block of dim 0; sizes are compared before data moves.
         E, G, C, D = buffer_EGCD.shape
         received_PXGCD = all_to_all(buffer_EGCD, self._ep).view(self.ep_size, E // self.ep_size, G, C, D)
         rows_XRD = received_PXGCD.transpose(0, 1).reshape(E // self.ep_size, self.ep_size * G * C, D)
         return copy_to(rows_XRD, self._etp)
 
+    @override
     def from_experts(self, rows_XRD: Tensor, *, groups: int) -> Tensor:
-        """See `ExpertExchange`."""
         X, R, D = rows_XRD.shape
         rows_XPGCD = reduce_from(rows_XRD, self._etp).view(X, self.ep_size, groups, R // (self.ep_size * groups), D)
         return all_to_all(rows_XPGCD.transpose(0, 1).flatten(0, 1), self._ep)
 
+    @override
     def gather_rows(self, rows_G: Tensor) -> Tensor:
-        """See `ExpertExchange`."""
         return all_gather(rows_G, self._ep).flatten()
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from parallel.layers.sharding import ParamSpec, tag
 
@@ -45,39 +46,39 @@ class LayerFactory(Protocol):
         ...
 
 
-class PlainLayers:
+class PlainLayers(LayerFactory):
     """One process: `nn.Linear`, `F.embedding`, `F.cross_entropy`."""
 
     tp_size = 1
     tp_rank = 0
 
+    @override
     def column_linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         return self._linear(d_in, d_out, spec)
 
+    @override
     def row_linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         return self._linear(d_in, d_out, spec)
 
+    @override
     def embedding(self, rows: int, width: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         # The weight is handed over empty: torch's own initialisation would cost time and be thrown away.
         layer = nn.Embedding(rows, width, _weight=torch.empty(rows, width))
         tag(layer.weight, spec)  # pyright: ignore[reportArgumentType]  # torch's stubs say Tensor
         return layer
 
+    @override
     def tied_logits(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
-        """See `LayerFactory`."""
         return F.linear(x_BLD, weight_VD)
 
+    @override
     def cross_entropy(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-        """See `LayerFactory`."""
         wide = logits_BLV.dtype if logits_BLV.dtype == torch.float64 else torch.float32
         flat = F.cross_entropy(logits_BLV.to(wide).flatten(0, -2), targets_BL.flatten(), reduction="none")
         return flat.view_as(targets_BL)
 
+    @override
     def gather_logits(self, logits_BLV: Tensor) -> Tensor:
-        """See `LayerFactory`."""
         return logits_BLV
 
     def _linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:

@@ -21,14 +21,16 @@ from megatron.core.tensor_parallel.layers import (
     set_tensor_model_parallel_attributes,
 )
 from torch import Tensor, nn
+from typing_extensions import override
 
+from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec, tag
 from parallel.mesh.axes import Axis, Mesh
 from parallel.mesh.collectives import all_gather, all_reduce, copy_to, reduce_from
 
 
-class TensorParallelLayers:
-    """See `parallel.factory.LayerFactory`. Weights come uninitialised, on the default device, in the default dtype."""
+class TensorParallelLayers(LayerFactory):
+    """Megatron-Core's layers. Weights come uninitialised, on the default device, in the default dtype."""
 
     def __init__(self, mesh: Mesh) -> None:
         assert mesh.tp.size > 1, "PlainLayers serves tp = 1"
@@ -36,43 +38,44 @@ class TensorParallelLayers:
         self.tp_size = mesh.tp.size
         self.tp_rank = mesh.tp.rank
 
+    @override
     def column_linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         layer = _ColumnLinear(
             d_in, d_out, config=self._config(), init_method=_unused, bias=False, gather_output=False,
             tp_group=self._axis.group,
         )  # fmt: skip
         return _mark(layer, spec, cut_dim=0)
 
+    @override
     def row_linear(self, d_in: int, d_out: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         layer = _RowLinear(
             d_in, d_out, config=self._config(), init_method=_unused, bias=False, input_is_parallel=True,
             skip_bias_add=False, tp_group=self._axis.group,
         )  # fmt: skip
         return _mark(layer, spec, cut_dim=1)
 
+    @override
     def embedding(self, rows: int, width: int, spec: ParamSpec) -> nn.Module:
-        """See `LayerFactory`."""
         layer = VocabParallelEmbedding(
             rows, width, config=self._config(), init_method=_unused, tp_group=self._axis.group
         )
         return _mark(layer, spec, cut_dim=0)
 
+    @override
     def tied_logits(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
-        """See `LayerFactory`."""
         return F.linear(copy_to(x_BLD, self._axis), weight_VD)
 
+    @override
     def cross_entropy(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-        """See `LayerFactory`. Columns of -inf (padding of the vocabulary) take part in neither value nor gradient."""
+        # Columns of -inf (padding of the vocabulary) take part in neither value nor gradient.
         if logits_BLV.dtype == torch.float64:
             return _cross_entropy_fp64(logits_BLV, targets_BL, self._axis)
         # Megatron-Core works in place; of bf16 it makes an fp32 copy itself, an fp32 tensor would be overwritten.
         own = logits_BLV.clone() if logits_BLV.dtype == torch.float32 else logits_BLV
         return vocab_parallel_cross_entropy(own, targets_BL)
 
+    @override
     def gather_logits(self, logits_BLV: Tensor) -> Tensor:
-        """See `LayerFactory`."""
         return all_gather(logits_BLV.detach(), self._axis).movedim(0, -2).flatten(-2)
 
     def _config(self) -> ModelParallelConfig:

@@ -95,7 +95,7 @@ def steps(
 
 def stacked(batch: StepBatch) -> dict[str, np.ndarray]:
     """The arrays of a step with micro-batches joined."""
-    names = ("encoder_tokens_BL", "decoder_inputs_BT", "targets_BT", "rows_B")
+    names = ("inputs_BL", "targets_BT", "rows_B")
     return {name: np.concatenate([getattr(micro, name) for micro in batch.micro]) for name in names}
 
 

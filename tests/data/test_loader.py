@@ -17,7 +17,7 @@ import pytest
 from conf.derived.windows import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
-from data.batch import decoder_inputs, token_masks
+from data.batch import token_masks
 from data.children import Child
 from data.corpus import open_corpus
 from data.loader import build_loader
@@ -48,7 +48,7 @@ def test_ranks_and_micro_batches_are_slices_of_one_process(cfg: RunConfig) -> No
                 for a, one in enumerate(batch.micro):
                     expected = [(dp_rank * accumulation + a) * micro + i for i in range(micro)]
                     assert one.rows_B.tolist() == expected
-                    assert np.array_equal(one.encoder_tokens_BL, all_rows["encoder_tokens_BL"][expected])
+                    assert np.array_equal(one.inputs_BL, all_rows["inputs_BL"][expected])
                     assert np.array_equal(one.targets_BT, all_rows["targets_BT"][expected])
 
 
@@ -56,7 +56,7 @@ def test_one_epoch_shows_every_window_once(cfg: RunConfig) -> None:
     corpus = open_corpus(cfg)
     count = corpus.windows("train")
     batches = steps(cfg, count // 8)
-    seen = np.concatenate([stacked(batch)["encoder_tokens_BL"] for batch in batches])
+    seen = np.concatenate([stacked(batch)["inputs_BL"] for batch in batches])
     assert len(np.unique(seen, axis=0)) == len(seen) == count // 8 * 8
     assert batches[-1].epoch == pytest.approx(count // 8 * 8 / count)
 
@@ -81,24 +81,21 @@ def test_resuming_continues_exactly(cfg: RunConfig) -> None:
     assert all(same(stacked(a), stacked(b)) for a, b in zip(through[4:], resumed, strict=True))
 
 
-def test_shapes_padding_and_shift(cfg: RunConfig) -> None:
+def test_shapes_and_padding(cfg: RunConfig) -> None:
     lengths = span_lengths(cfg.data)
     for packing in ("concat", "document"):
         (batch,) = steps(with_data(cfg, packing=packing), 1)
         one = batch.micro[0]
-        assert one.encoder_tokens_BL.shape == (8, cfg.data.encoder_length)
+        assert one.inputs_BL.shape == (8, cfg.data.encoder_length)
         assert one.targets_BT.shape == (8, lengths.targets)
-        assert one.encoder_tokens_BL.dtype == one.targets_BT.dtype == one.decoder_inputs_BT.dtype == np.int64
-        assert np.array_equal(one.decoder_inputs_BT[:, 1:], one.targets_BT[:, :-1])
-        assert not one.decoder_inputs_BT[:, 0].any()
-        assert batch.real_target_tokens == np.count_nonzero(one.targets_BT)
+        assert one.inputs_BL.dtype == one.targets_BT.dtype == np.int64
+        assert batch.real_targets == np.count_nonzero(one.targets_BT)
         full = packing == "concat"
-        assert (np.count_nonzero(one.encoder_tokens_BL) == 8 * lengths.inputs) == full
+        assert (np.count_nonzero(one.inputs_BL) == 8 * lengths.inputs) == full
 
 
-def test_decoder_inputs_and_masks_by_hand() -> None:
+def test_masks_by_hand() -> None:
     targets = np.array([[99, 5, 6, 98, 7, 1, 0]])
-    assert decoder_inputs(targets).tolist() == [[0, 99, 5, 6, 98, 7, 1]]
     masks = token_masks(targets, pieces=90)
     assert masks.text.tolist() == [[False, True, True, False, True, False, False]]
     assert masks.sentinel.tolist() == [[True, False, False, True, False, False, False]]
@@ -117,7 +114,7 @@ def test_rows_beyond_the_validation_text_are_padding_on_every_rank(cfg: RunConfi
     assert [len(batches) for batches in ranks] == [1, 1]
     real = [np.count_nonzero(stacked(batches[0])["targets_BT"].any(axis=1)) for batches in ranks]
     assert real == [count, 0]
-    assert ranks[1][0].real_encoder_tokens == 0
+    assert ranks[1][0].real_inputs == 0
 
 
 def test_shuffled_inputs_keep_the_tokens_and_the_targets(cfg: RunConfig) -> None:
@@ -125,8 +122,8 @@ def test_shuffled_inputs_keep_the_tokens_and_the_targets(cfg: RunConfig) -> None
     plain = steps(cfg, 1, split="validation")[0].micro[0]
     shuffled = next(build_loader(corpus, cfg, split="validation", dp_rank=0, dp_size=1, shuffled_inputs=True)).micro[0]
     assert np.array_equal(plain.targets_BT, shuffled.targets_BT)
-    assert not np.array_equal(plain.encoder_tokens_BL, shuffled.encoder_tokens_BL)
-    assert np.array_equal(np.sort(plain.encoder_tokens_BL, axis=1), np.sort(shuffled.encoder_tokens_BL, axis=1))
+    assert not np.array_equal(plain.inputs_BL, shuffled.inputs_BL)
+    assert np.array_equal(np.sort(plain.inputs_BL, axis=1), np.sort(shuffled.inputs_BL, axis=1))
 
 
 def test_unigram_model_matches_a_naive_count(cfg: RunConfig) -> None:

@@ -22,13 +22,14 @@ from conf.compose import compose
 from conf.derived.layers import stacks
 from conf.schema import RunConfig, Stack
 from model.build import build_model
+from model.contract import ModelOutput
 from model.hf.config import sparse_step
 from model.hf.convert import EMBEDDING, ToTheirs
 from model.hf.names import COPIES, pairs
 from model.losses import LossParts, LossScale, micro_batch_loss
 from model.moe.layer import MoeLayer
 from model.moe.types import Routing
-from model.t5.model import ModelOutput, SwitchTransformer
+from model.t5.model import SwitchTransformer
 from parallel.mesh.axes import single_process
 from tests.golden.compare import Comparison, Unsupported, close, exact, runner, scalar
 from tests.golden.reader import read_manifest, whole_file
@@ -137,7 +138,6 @@ class Recorded:
         self.tokens_BL = inputs["input_ids"].long()
         labels_BT = inputs["labels"].long()
         self.targets_BT = labels_BT.masked_fill(labels_BT == -100, 0)
-        self.inputs_BT = torch.cat([torch.zeros_like(self.targets_BT[:, :1]), self.targets_BT[:, :-1]], 1)
 
     def compare(self) -> Iterator[Comparison]:
         """All arrays and scalars of the recording."""
@@ -170,12 +170,12 @@ class Recorded:
                 yield exact("greedy", ours_BT, recorded_BT[:, 1:])
 
     def _forward(self) -> ModelOutput:
-        return self.module(self.tokens_BL, self.inputs_BT, self.targets_BT, mode="train", noise=None)
+        return self.module(self.tokens_BL, self.targets_BT, mode="train", noise=None)
 
     def _losses(self, output: ModelOutput) -> LossParts:
         tokens = (self.targets_BT != 0).sum()
         encoder = (self.tokens_BL != 0).sum()
-        scale = LossScale(target_tokens=tokens, encoder_tokens=encoder, decoder_tokens=tokens, replicas=1)
+        scale = LossScale(target_tokens=tokens, router_tokens={"encoder": encoder, "decoder": tokens}, replicas=1)
         return micro_batch_loss(output, scale, self.source.cfg.moe)
 
     def _watch(self) -> dict[str, Watch]:
@@ -326,13 +326,11 @@ def hidden_states(module: SwitchTransformer, stack: Stack, forward: Callable[[],
 @torch.no_grad()
 def greedy(module: SwitchTransformer, tokens_BL: Tensor, steps: int) -> Tensor:
     """Greedy decoding as the library's: the encoder drops tokens over capacity, a step's single token is a group."""
-    encoded = module.encode(tokens_BL, mode="eval", noise=None)
-    memory = module.memory(encoded.hidden_BLD, tokens_BL)
-    caches = module.decoder.new_caches(memory, steps)
+    decoding = module.start_decoding(tokens_BL, copies=1, max_length=steps, mode="eval")
     last_B, ended_B = torch.zeros_like(tokens_BL[:, 0]), torch.zeros_like(tokens_BL[:, 0], dtype=torch.bool)
     chosen = []
     for _ in range(steps):
-        last_B = module.next_logits(last_B, memory, caches, mode="eval").argmax(-1).masked_fill(ended_B, 0)
+        last_B = decoding.next_logits(last_B).argmax(-1).masked_fill(ended_B, 0)
         ended_B = ended_B | (last_B == 1)
         chosen.append(last_B)
     return torch.stack(chosen, 1)

@@ -32,13 +32,12 @@ def run(device: str, dtype: torch.dtype, *overrides: str, guard=contextlib.nullc
     cfg = compose([*WIDER, "parallel.ep=1", *overrides])
     module = build_model(cfg, single_process(), device=device, dtype=dtype)
     encoder, targets = (torch.from_numpy(array).to(device) for array in global_rows(cfg, 0))
-    inputs = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], dim=1)
     noise = NoiseKey(seed=cfg.seed, step=0, rows_B=torch.arange(cfg.train.global_batch, device=device))
-    scale = LossScale(target_tokens=100, encoder_tokens=300, decoder_tokens=100, replicas=1)
+    scale = LossScale(target_tokens=100, router_tokens={"encoder": 300, "decoder": 100}, replicas=1)
 
     def step():
         module.zero_grad()
-        output = module(encoder, inputs, targets, mode="train", noise=noise)
+        output = module(encoder, targets, mode="train", noise=noise)
         total = micro_batch_loss(output, scale, cfg.moe).total
         total.backward()
         return total
@@ -111,10 +110,10 @@ def test_nothing_in_a_step_asks_for_a_value():
     cfg = compose([*WIDER, "parallel.ep=1"])
     module = meta_model(cfg, single_process())
     batch, length, targets = cfg.train.global_batch, cfg.data.encoder_length, cfg.data.decoder_length
-    ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in (length, targets, targets)]
+    ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in (length, targets)]
     noise = NoiseKey(seed=1, step=0, rows_B=torch.empty(batch, dtype=torch.int64, device="meta"))
     output = module(*ids, mode="train", noise=noise)
-    scale = LossScale(target_tokens=100, encoder_tokens=300, decoder_tokens=100, replicas=1)
+    scale = LossScale(target_tokens=100, router_tokens={"encoder": 300, "decoder": 100}, replicas=1)
     micro_batch_loss(output, scale, cfg.moe).total.backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     with pytest.raises((RuntimeError, NotImplementedError)):

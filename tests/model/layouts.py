@@ -56,8 +56,7 @@ def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
     decoder_tokens = (batch.targets_BT != 0).sum()
     scale = LossScale(
         target_tokens=decoder_tokens,
-        encoder_tokens=(batch.encoder_BL != 0).sum(),
-        decoder_tokens=decoder_tokens,
+        router_tokens={"encoder": (batch.encoder_BL != 0).sum(), "decoder": decoder_tokens},
         replicas=dp.size * accumulation,
     )
     losses, dropped = torch.zeros(3, dtype=torch.float64), 0.0
@@ -65,11 +64,11 @@ def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
         start = (dp.rank * accumulation + a) * micro
         mine = batch[start : start + micro]
         noise = NoiseKey(seed=4, step=9, rows_B=torch.arange(start, start + micro))
-        output = module(mine.encoder_BL, mine.inputs_BT, mine.targets_BT, mode="train", noise=noise)
+        output = module(mine.encoder_BL, mine.targets_BT, mode="train", noise=noise)
         parts = micro_batch_loss(output, scale, cfg.moe)
         (parts.total / accumulation).backward()
         losses += torch.stack([parts.ce, parts.aux, parts.z]).double()
-        for layer in output.encoder_routing + output.decoder_routing:
+        for layer in output.layers:
             dropped += (layer.stats.tokens - layer.stats.kept_E.sum()).item()
     all_reduce(losses, dp)
     gradients: Gradients = {}

@@ -20,7 +20,7 @@ def test_built_model_has_tags_dtypes_and_runs() -> None:
     for name, parameter, spec in tagged_parameters(module):
         assert parameter.dtype == (torch.float32 if spec.keep_fp32 else torch.bfloat16), name
     batch = make_batch()
-    output = module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode="train", noise=None)
+    output = module(batch.encoder_BL, batch.targets_BT, mode="train", noise=None)
     output.token_loss_BT.sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.contract import ModelOutput
 from model.losses import LossParts, LossScale, micro_batch_loss
 from model.moe.types import LayerRouting, RouterStats
-from model.t5.model import ModelOutput
 from tests.model.t5.build import MOE, make_batch, make_model
 
 
@@ -25,10 +25,10 @@ def leaf(value: float) -> Tensor:
 
 def output(encoder: tuple[LayerRouting, ...] = (), decoder: tuple[LayerRouting, ...] = ()) -> ModelOutput:
     loss_BT = torch.tensor([[1.0, 2.0], [4.0, 0.0]], requires_grad=True)
-    return ModelOutput(token_loss_BT=loss_BT, encoder_routing=encoder, decoder_routing=decoder)
+    return ModelOutput(token_loss_BT=loss_BT, routing={"encoder": encoder, "decoder": decoder})
 
 
-SCALE = LossScale(target_tokens=14, encoder_tokens=40, decoder_tokens=14, replicas=6)
+SCALE = LossScale(target_tokens=14, router_tokens={"encoder": 40, "decoder": 14}, replicas=6)
 LAYERS = {"encoder": (routing(3.0, 80.0, 2), routing(5.0, 40.0, 2)), "decoder": (routing(2.4, 7.0, 2, positions=5),)}
 
 
@@ -61,7 +61,7 @@ def test_router_losses(semantics: str, aux: float, z: float) -> None:
 def test_gradient_goes_to_every_term() -> None:
     out = output(encoder=(routing(1.0, 1.0, 1),), decoder=(routing(1.0, 1.0, 1),))
     micro_batch_loss(out, SCALE, MOE).total.backward()
-    for layer, tokens in ((out.encoder_routing[0], 40), (out.decoder_routing[0], 14)):
+    for layer, tokens in zip(out.layers, (40, 14), strict=True):
         assert layer.aux_loss.grad.item() == pytest.approx(0.01, rel=1e-6)
         assert layer.z_sum.grad.item() == pytest.approx(6 * 0.001 / tokens, rel=1e-6)
     assert torch.allclose(out.token_loss_BT.grad, torch.full((2, 2), 6 / 14))
@@ -79,14 +79,13 @@ def test_micro_batches_with_uneven_padding_equal_one_batch(sparse: str, semantic
         module.zero_grad()
         scale = LossScale(
             target_tokens=(batch.targets_BT != 0).sum(),
-            encoder_tokens=(batch.encoder_BL != 0).sum(),
-            decoder_tokens=(batch.targets_BT != 0).sum(),
+            router_tokens={"encoder": (batch.encoder_BL != 0).sum(), "decoder": (batch.targets_BT != 0).sum()},
             replicas=len(pieces),
         )
         parts = []
         for piece in pieces:
             rows = batch[piece]
-            out = module(rows.encoder_BL, rows.inputs_BT, rows.targets_BT, mode="train", noise=None)
+            out = module(rows.encoder_BL, rows.targets_BT, mode="train", noise=None)
             parts.append(micro_batch_loss(out, scale, moe))
             (parts[-1].total / len(pieces)).backward()
         return parts, {name: p.grad.clone() for name, p in module.named_parameters()}  # type: ignore[union-attr]

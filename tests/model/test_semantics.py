@@ -73,11 +73,11 @@ def test_losses_over_layers_and_expert_gradients(semantics: SemanticsName) -> No
     for defects in ("mended", "reproduced"):
         module, cfg = built(semantics, *deep, f"moe.defects={defects}")
         batch = make_batch(rows=4)
-        out = module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode="train", noise=None)
-        scale = LossScale(target_tokens=7, encoder_tokens=20, decoder_tokens=14, replicas=1)
+        out = module(batch.encoder_BL, batch.targets_BT, mode="train", noise=None)
+        scale = LossScale(target_tokens=7, router_tokens={"encoder": 20, "decoder": 14}, replicas=1)
         parts = micro_batch_loss(out, scale, cfg.moe)
-        encoder = [float(layer.aux_loss.detach()) / 4 for layer in out.encoder_routing]
-        (decoder,) = (float(layer.aux_loss.detach()) / 4 for layer in out.decoder_routing)
+        encoder = [float(layer.aux_loss.detach()) / 4 for layer in out.routing["encoder"]]
+        (decoder,) = (float(layer.aux_loss.detach()) / 4 for layer in out.routing["decoder"])
         total = {"mesh_tf": sum(encoder) + decoder, "flaxformer": (sum(encoder) + decoder) / 3}
         total["paper"], mended_hf = total["mesh_tf"], sum(encoder) / 2 + decoder
         weight = 0.001 if semantics in ("hf", "hf_4") else 0.01
@@ -85,7 +85,7 @@ def test_losses_over_layers_and_expert_gradients(semantics: SemanticsName) -> No
             assert parts.aux.item() == pytest.approx(weight * total.get(semantics, mended_hf), rel=1e-5)
         else:
             assert parts.aux.item() != pytest.approx(weight * mended_hf, rel=1e-4), "joined before f * P"
-        squares = [float(layer.z_sum.detach()) for layer in (*out.encoder_routing, *out.decoder_routing)]
+        squares = [float(layer.z_sum.detach()) for layer in out.layers]
         tokens = (20, 20, 14) if semantics == "mesh_tf" else (36, 36, 28)
         means = [square / count for square, count in zip(squares, tokens, strict=True)]
         joined = {"flaxformer": sum(means) / 3, "mesh_tf": 0.01 * sum(means), "paper": sum(means)}

@@ -25,7 +25,7 @@ class Corpus:
 
 def batches(targets):
     array = np.array(targets)
-    micro = MicroBatch(encoder_tokens_BL=array, decoder_inputs_BT=array, targets_BT=array, rows_B=np.arange(len(array)))
+    micro = MicroBatch(inputs_BL=array, targets_BT=array, rows_B=np.arange(len(array)))
     return [StepBatch(step=0, epoch=0.0, micro=(micro,))]
 
 

@@ -75,12 +75,11 @@ def oracle(cfg) -> list[tuple[float, float]]:
     history = []
     for step in range(STEPS):
         encoder, targets = (torch.from_numpy(array) for array in global_rows(cfg, step))
-        inputs = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], dim=1)
         noise = NoiseKey(seed=cfg.seed, step=step, rows_B=torch.arange(cfg.train.global_batch))
-        output = module(encoder, inputs, targets, mode="train", noise=noise)
+        output = module(encoder, targets, mode="train", noise=noise)
         loss = output.token_loss_BT.sum() / (targets != 0).sum()
         ce = loss.item()
-        for routing, real in ((output.encoder_routing, encoder), (output.decoder_routing, targets)):
+        for routing, real in ((output.routing["encoder"], encoder), (output.routing["decoder"], targets)):
             for layer in routing:
                 loss = loss + cfg.moe.aux_loss_weight * layer.aux_loss / layer.stats.groups
                 z_weight = cfg.moe.aux_loss_weight * cfg.moe.z_loss_weight

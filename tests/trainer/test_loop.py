@@ -69,7 +69,7 @@ def events(monkeypatch, *, step=0, stop_after=None, stop_in_evaluation_at=None):
 
     def train_step(*arguments, **settings):
         stop = running.state.step + 1 == stop_after
-        return StepCounts(target_tokens=1, encoder_tokens=0, stop=stop), 1.0
+        return StepCounts(inputs=0, targets=1, stop=stop), 1.0
 
     monkeypatch.setattr(loop, "train_step", train_step)
     running = loop.Loop(session, state, SilentView(), SimpleNamespace(requested=False))

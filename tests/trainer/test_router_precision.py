@@ -31,9 +31,7 @@ class Tap:
 def a_batch():
     draw = np.random.default_rng(3)
     encoder_BL, targets_BT = draw.integers(2, 300, (B, L)), draw.integers(2, 300, (B, T))
-    micro = MicroBatch(
-        encoder_tokens_BL=encoder_BL, decoder_inputs_BT=targets_BT, targets_BT=targets_BT, rows_B=np.arange(B)
-    )
+    micro = MicroBatch(inputs_BL=encoder_BL, targets_BT=targets_BT, rows_B=np.arange(B))
     return StepBatch(step=0, epoch=0.0, micro=(micro,))
 
 

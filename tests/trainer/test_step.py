@@ -11,7 +11,7 @@ from trainer.step import StepCounts, count_tokens
 def batch(encoder, targets):
     def micro(row):
         source, target = np.array([encoder[row]]), np.array([targets[row]])
-        return MicroBatch(encoder_tokens_BL=source, decoder_inputs_BT=target, targets_BT=target, rows_B=np.array([row]))
+        return MicroBatch(inputs_BL=source, targets_BT=target, rows_B=np.array([row]))
 
     return StepBatch(step=0, epoch=0.0, micro=tuple(micro(row) for row in range(len(encoder))))
 
@@ -20,7 +20,7 @@ ROWS = batch([[5, 6, 1], [7, 1, 0]], [[9, 1], [0, 0]])  # 5 encoder tokens, 2 ta
 
 
 def test_one_process():
-    assert count_tokens(ROWS, single_process()) == StepCounts(target_tokens=2, encoder_tokens=5, stop=False)
+    assert count_tokens(ROWS, single_process()) == StepCounts(inputs=5, targets=2, stop=False)
 
 
 def _count(rank, world, tp, stopping):
@@ -29,7 +29,7 @@ def _count(rank, world, tp, stopping):
 
     layout = ["model.moe=dense", f"parallel.tp={tp}", "launch.nproc=2"]
     counts = count_tokens(ROWS, init_groups(compose(layout).parallel), stop=rank == stopping)
-    return counts.target_tokens, counts.encoder_tokens, counts.stop
+    return counts.targets, counts.inputs, counts.stop
 
 
 def test_data_ranks_add_up_and_hear_of_a_stop_on_any():

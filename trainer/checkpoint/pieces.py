@@ -29,7 +29,7 @@ class Piece:
     @cached_property
     def digest(self) -> str:
         """sha256 of the values."""
-        return hashlib.sha256(self.value.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        return hashlib.sha256(self.value.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

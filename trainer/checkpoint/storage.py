@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -36,8 +37,8 @@ def write_pieces(folder: Path, pieces: Mapping[str, Piece], axis: Axis) -> Piece
     """
     writer = PieceWriter(folder)
     try:
-        dcp.save({}, storage_writer=writer, planner=PiecePlanner(pieces), process_group=axis.group,
-                 no_dist=axis.group is None)  # fmt: skip
+        save({}, storage_writer=writer, planner=PiecePlanner(pieces), process_group=axis.group,
+             no_dist=axis.group is None)  # fmt: skip
     except CheckpointException as error:
         raise CheckpointError(_causes(error)) from error
     return writer
@@ -66,7 +67,7 @@ class PiecePlanner(DefaultSavePlanner):
         return self._pieces[index.fqn].value
 
 
-class PieceWriter(dcp.HuggingFaceStorageWriter):
+class PieceWriter(HuggingFaceStorageWriter):
     """Safetensors files of at most `FILE_BYTES` (or one piece) each; remembers what this rank wrote where."""
 
     def __init__(self, folder: Path) -> None:

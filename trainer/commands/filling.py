@@ -1,6 +1,6 @@
-"""Filling masked spans: text with `<mask>` to encoder ids, generated ids back to spans, samples for the summary.
+"""Filling masked spans: text with `<mask>` to input ids, generated ids back to spans, samples for the summary.
 
-Shape suffixes: B texts, L encoder length.
+Shape suffixes: B texts, L input length.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from conf.errors import ConfigError
 from conf.schema import DataConfig
 from data.batch import EOS_ID
 from data.text.tokenizer import Tokenizer
+from model.contract import Model, generative
 from model.generate import GenerateOptions, generate
-from model.t5.model import SwitchTransformer
 from parallel.mesh import collectives
 from parallel.mesh.consensus import any_rank
 from trainer.session import Session
@@ -86,9 +86,7 @@ def parse_spans(tokenizer: Tokenizer, generated: Sequence[int], count: int) -> l
     return spans
 
 
-def fill_texts(
-    module: SwitchTransformer, tokenizer: Tokenizer, texts: Sequence[str], options: GenerateOptions
-) -> list[Filled]:
+def fill_texts(module: Model, tokenizer: Tokenizer, texts: Sequence[str], options: GenerateOptions) -> list[Filled]:
     """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
     encoded = [encode_masked(tokenizer, text) for text in texts]
     generated = generate_rows(module, tokenizer, encoded, options)
@@ -102,23 +100,25 @@ def fill_texts(
 
 
 def generate_rows(
-    module: SwitchTransformer,
+    module: Model,
     tokenizer: Tokenizer,
     rows: Sequence[Sequence[int]],
     options: GenerateOptions,
     *,
     all_finished: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
-    """Generated ids for each row of encoder ids, a few rows at a time: a file may hold any number of lines.
+    """Generated ids for each row of input ids, a few rows at a time: a file may hold any number of lines.
 
-    Only ids of the tokenizer: the model may have more. `all_finished` as in `model.generate.generate`.
+    Only ids of the tokenizer: the model may have more. `all_finished` as in `model.generate.generate`. Raises
+    ConfigError for a model that cannot generate.
     """
+    model = generative(module)
     options = replace(options, known_ids=tokenizer.size)
     device = next(module.parameters()).device
     generated: list[list[int]] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         tokens_BL = pad_ids(rows[start : start + _ROWS_AT_ONCE], device)
-        generated += generate(module, tokens_BL, options=options, all_finished=all_finished).tokens_BT.tolist()
+        generated += generate(model, tokens_BL, options=options, all_finished=all_finished).tokens_BT.tolist()
     return generated
 
 
@@ -137,8 +137,8 @@ def sample_lines(session: Session) -> list[str]:
         return []
     tokenizer = session.corpus.tokenizer
     micro = next(iter(session.validation_batches())).micro[0]
-    real = micro.encoder_tokens_BL.any(axis=1)  # a small held-out part ends in rows of padding
-    mine = (micro.encoder_tokens_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
+    real = micro.inputs_BL.any(axis=1)  # a small held-out part ends in rows of padding
+    mine = (micro.inputs_BL[real][:count].tolist(), micro.targets_BT[real][:count].tolist())
     inputs, targets = collectives.broadcast_object(mine, session.mesh.control)
     options = GenerateOptions(max_length=session.cfg.data.decoder_length)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from data.batch import EOS_ID
+from model.contract import ModelOutput
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
-from model.t5.model import ModelOutput
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 
@@ -91,7 +91,7 @@ class Meter:
         values += [(loss_BT * sentinel_BT).sum(), sentinel_BT.sum().double()]
         stacked = torch.stack(values)
         self._scalars = stacked if self._scalars is None else self._scalars + stacked
-        self._add_layers((*output.encoder_routing, *output.decoder_routing))
+        self._add_layers(output.layers)
 
     def _add_layers(self, routings: Iterable[LayerRouting]) -> None:
         flat = [_flatten(routing.stats) for routing in routings]

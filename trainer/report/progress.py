@@ -10,6 +10,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing_extensions import override
 
 from conf.schema import LoggingConfig
 
@@ -43,7 +44,7 @@ def _line(metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-class LiveView:
+class LiveView(ProgressView):
     """A bar that redraws in place, for terminals."""
 
     def __init__(self, total_steps: int | None, start_step: int) -> None:
@@ -60,23 +61,23 @@ class LiveView:
         self._task = self._progress.add_task("train", total=total_steps, completed=start_step, line="starting")
         self._progress.start()
 
+    @override
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `ProgressView`."""
         with suppress(OSError):  # a terminal that is gone is no reason to lose steps
             self._progress.update(self._task, completed=step, line=_line(metrics))
 
+    @override
     def say(self, text: str) -> None:
-        """See `ProgressView`."""
         with suppress(OSError):
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    @override
     def close(self) -> None:
-        """See `ProgressView`."""
         with suppress(OSError):
             self._progress.stop()
 
 
-class PlainView:
+class PlainView(ProgressView):
     """One line every few seconds, for files and batch jobs."""
 
     def __init__(self, total_steps: int | None, start_step: int, *, interval_s: float = 5.0) -> None:
@@ -84,8 +85,8 @@ class PlainView:
         self._began = time.monotonic()
         self._last = float("-inf")
 
+    @override
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `ProgressView`."""
         now = time.monotonic()
         if now - self._last < self._interval_s and step != self._total:
             return
@@ -98,13 +99,14 @@ class PlainView:
         seconds = (now - self._began) / (step - self._start) * max(self._total - step, 0)
         return f"left {int(seconds // 60)}:{int(seconds % 60):02d}"
 
+    @override
     def say(self, text: str) -> None:
-        """See `ProgressView`."""
         with suppress(OSError):  # a reader that is gone (`| tee`, Ctrl-C) is no reason to lose steps
             print(text, flush=True)
 
+    @override
     def close(self) -> None:
-        """See `ProgressView`."""
+        pass
 
 
 class PreparationView:
@@ -128,17 +130,20 @@ class PreparationView:
             print(flush=True)
 
 
-class SilentView:
+class SilentView(ProgressView):
     """Ranks other than 0, and `logging.progress=off`."""
 
+    @override
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """See `ProgressView`."""
+        pass
 
+    @override
     def say(self, text: str) -> None:
-        """See `ProgressView`."""
+        pass
 
+    @override
     def close(self) -> None:
-        """See `ProgressView`."""
+        pass
 
 
 def open_view(cfg: LoggingConfig, *, is_main: bool, total_steps: int | None, start_step: int) -> ProgressView:

@@ -134,19 +134,17 @@ class Watch:
 
 def _watch(loaded: LoadedRun, batches: Iterator[TensorBatch], *, mode: RouteMode) -> list[Watch]:
     """One forward pass over the batches; what every expert layer decided, in the order of `layer_names`."""
-    watched = []
-    for stack in (loaded.module.encoder, loaded.module.decoder):
-        for layer in stack.modules():
-            if isinstance(layer, MoeLayer):
-                layer.tap = Watch()
-                watched.append((stack is loaded.module.encoder, layer))
+    layers = [layer for layer in loaded.module.modules() if isinstance(layer, MoeLayer)]
+    watches = [Watch() for _ in layers]
+    for layer, watch in zip(layers, watches, strict=True):
+        layer.tap = watch
     try:
         for batch in batches:
-            real = {True: batch.encoder_tokens_BL != 0, False: batch.targets_BT != 0}
-            for is_encoder, layer in watched:
-                layer.tap.real_N = real[is_encoder].reshape(-1)
-            loaded.module(batch.encoder_tokens_BL, batch.decoder_inputs_BT, batch.targets_BT, mode=mode, noise=None)
-        return [layer.tap for _, layer in watched]
+            for layer, watch in zip(layers, watches, strict=True):
+                tokens = batch.inputs_BL if layer.name.startswith("encoder") else batch.targets_BT
+                watch.real_N = (tokens != 0).reshape(-1)
+            loaded.module(batch.inputs_BL, batch.targets_BT, mode=mode, noise=None)
+        return watches
     finally:
-        for _, layer in watched:
+        for layer in layers:
             layer.tap = None

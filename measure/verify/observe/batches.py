@@ -9,7 +9,7 @@ import numpy as np
 
 from conf.derived.groups import micro_batch_size
 from conf.schema import RunConfig
-from data.batch import UNK_ID, IntArray, MicroBatch, StepBatch, decoder_inputs
+from data.batch import UNK_ID, IntArray, MicroBatch, StepBatch
 
 _STREAM = 0x7E58  # apart from every other use of the seed
 _LEAST_SHARE = 0.05  # of its length that the emptiest row fills
@@ -37,12 +37,5 @@ def step_batch(cfg: RunConfig, step: int, *, dp_rank: int) -> StepBatch:
     micro: list[MicroBatch] = []
     for index in range(cfg.train.accumulation):
         rows_B = np.arange(size) + (dp_rank * cfg.train.accumulation + index) * size
-        micro.append(
-            MicroBatch(
-                encoder_tokens_BL=encoder_BL[rows_B],
-                decoder_inputs_BT=decoder_inputs(targets_BT[rows_B]),
-                targets_BT=targets_BT[rows_B],
-                rows_B=rows_B,
-            )
-        )
+        micro.append(MicroBatch(inputs_BL=encoder_BL[rows_B], targets_BT=targets_BT[rows_B], rows_B=rows_B))
     return StepBatch(step=step, epoch=0.0, micro=tuple(micro))

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from conf.derived.layers import layer_names
 from conf.schema import RunConfig
+from model.contract import ModelOutput
 from model.losses import LossParts
-from model.t5.model import ModelOutput
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
@@ -47,13 +48,13 @@ class Tally(Meter):
         self._layer_sums: Tensor | None = None
         self._entered: Tensor | None = None
 
+    @override
     def add(self, output: ModelOutput, targets_BT: Tensor, parts: LossParts | None) -> None:
-        """See `Meter`."""
         super().add(output, targets_BT, parts)
         if parts is not None:
             entered = parts.ce.detach().double().reshape(1)
             self._entered = entered if self._entered is None else self._entered + entered
-        layers = (*output.encoder_routing, *output.decoder_routing)
+        layers = output.layers
         if layers:
             rows = [torch.stack((each.aux_loss, each.z_sum, each.stats.groups)).detach().double() for each in layers]
             new = torch.stack(rows)

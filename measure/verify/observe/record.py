@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from measure.verify.observe.rows import Rows, rows_of_noise
 from model.moe.layer import MoeLayer
+from model.moe.tap import RoutingTap
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
 from parallel.mesh.axes import Mesh
@@ -77,14 +79,15 @@ class Recorder:
         self._rows_B = self._rows(kwargs["noise"])
 
 
-class _Tap:
+class _Tap(RoutingTap):
     """`RoutingTap` of one layer."""
 
     def __init__(self, recorder: Recorder, name: str, layer: MoeLayer) -> None:
         self._recorder, self._name, self._layer = recorder, name, layer
 
+    @override
     def logits(self, logits_GSE: Tensor) -> Tensor:
-        """See `RoutingTap`. Logits of another shape are left alone: their decisions will be reported as different."""
+        # Logits of another shape are left alone: their decisions will be reported as different.
         given_GSE = self._recorder.given(self._name, self._recorder.groups_of(self._layer))
         if given_GSE is None or given_GSE.shape != logits_GSE.shape:
             return logits_GSE
@@ -92,8 +95,8 @@ class _Tap:
         assert isinstance(replaced, Tensor)
         return replaced
 
+    @override
     def decided(self, routing: Routing) -> None:
-        """See `RoutingTap`."""
         self._recorder.decisions.append(
             Decision(
                 layer=self._name,

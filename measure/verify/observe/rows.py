@@ -36,13 +36,13 @@ class RowFinder:
         self._step = step
         self._index = {_key(*row): i for i, row in enumerate(zip(*global_rows(self._cfg, step), strict=True))}
 
-    def begin(self, encoder_tokens_BL: Tensor, targets_BT: Tensor) -> None:
+    def begin(self, inputs_BL: Tensor, targets_BT: Tensor) -> None:
         """Find the rows of a micro-batch. It must be of the step's batch."""
-        tokens = zip(encoder_tokens_BL.cpu().numpy(), targets_BT.cpu().numpy(), strict=True)
-        self._rows_B = torch.tensor([self._index[_key(*row)] for row in tokens], device=encoder_tokens_BL.device)
+        tokens = zip(inputs_BL.cpu().numpy(), targets_BT.cpu().numpy(), strict=True)
+        self._rows_B = torch.tensor([self._index[_key(*row)] for row in tokens], device=inputs_BL.device)
 
     def rows(self, noise: NoiseKey) -> Tensor:
-        """See `Rows`."""
+        """`Rows` by the tokens."""
         return self._rows_B
 
     def wrong(self, noise: NoiseKey) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conf.schema import RunConfig
+from conf.schema import RunConfig, Stack
 from measure.verify.observe.batches import global_rows
 from measure.verify.observe.numbers import StepNumbers, Tally
 from measure.verify.observe.record import Decision, Recorder
@@ -62,14 +62,12 @@ def run_reference(cfg: RunConfig, *, steps: int, dtype: torch.dtype, device: tor
 
 def _forward_backward(module: SwitchTransformer, cfg: RunConfig, step: int, device: torch.device) -> StepNumbers:
     encoder_BL, targets_BT = (torch.from_numpy(array).to(device) for array in global_rows(cfg, step))
-    inputs_BT = torch.cat([torch.zeros_like(targets_BT[:, :1]), targets_BT[:, :-1]], dim=1)
     rows_B = torch.arange(cfg.train.global_batch, device=device)
     noise = NoiseKey(seed=cfg.seed, step=step, rows_B=rows_B)
-    output = module(encoder_BL, inputs_BT, targets_BT, mode="train", noise=noise)
+    output = module(encoder_BL, targets_BT, mode="train", noise=noise)
     targets = int((targets_BT != 0).sum())
-    scale = LossScale(
-        target_tokens=targets, encoder_tokens=int((encoder_BL != 0).sum()), decoder_tokens=targets, replicas=1
-    )
+    seen: dict[Stack, float | Tensor] = {"encoder": int((encoder_BL != 0).sum()), "decoder": targets}
+    scale = LossScale(target_tokens=targets, router_tokens=seen, replicas=1)
     parts = micro_batch_loss(output, scale, cfg.moe)
     parts.total.backward()
     tally = Tally(cfg)

@@ -62,6 +62,6 @@ def test_forward_flops_are_those_that_torch_counts(overrides):
     tokens = torch.ones(3, 20, dtype=torch.int64, device="meta")
     targets = torch.ones(3, 7, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        module(tokens, targets, targets, mode="eval", noise=None)
+        module(tokens, targets, mode="eval", noise=None)
     expected = forward_flops(cfg.model, cfg.moe, encoder_length=20, decoder_length=7).total
     assert counter.get_total_flops() == 3 * expected

@@ -85,8 +85,8 @@ def test_synthetic_batches_are_full_and_differ_between_ranks():
     rows = [int(row) for batch in batches for micro in batch.micro for row in micro.rows_B]
     assert rows == list(range(cfg.train.global_batch))
     for micro in batches[0].micro:
-        assert micro.encoder_tokens_BL.shape == (micro_batch_size(cfg), 24)
-        assert micro.real_encoder_tokens == micro.encoder_tokens_BL.size
+        assert micro.inputs_BL.shape == (micro_batch_size(cfg), 24)
+        assert micro.real_inputs == micro.inputs_BL.size
         assert 2 <= micro.targets_BT.min() < micro.targets_BT.max() < cfg.model.vocab_size
     assert (batches[0].micro[0].targets_BT != batches[1].micro[0].targets_BT).any()
 

@@ -42,7 +42,7 @@ def local_tokens(job):
     def wrong(batch, groups, **settings):
         counts = right(batch, groups, **settings)
         own = sum(int((micro.targets_BT != 0).sum()) for micro in batch.micro) * groups.dp.size
-        return replace(counts, target_tokens=own)
+        return replace(counts, targets=own)
 
     return patch("trainer.step.count_tokens", wrong)
 

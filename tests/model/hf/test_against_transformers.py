@@ -96,9 +96,10 @@ def run_ours(run: Path, kind: Kind, x_BL: Tensor, labels_BT: Tensor) -> tuple[Te
         module.embed(inputs_BT, "decoder"), labels_BT != 0, memory, mode="eval", noise=None
     ).hidden_BLD
     logits_BTV = module.logits(hidden_BTD)[..., : cfg.model.vocab_size].detach()
-    output = module(x_BL, inputs_BT, labels_BT, mode="train", noise=None)
+    output = module(x_BL, labels_BT, mode="train", noise=None)
     tokens = int((labels_BT != 0).sum())
-    scale = LossScale(target_tokens=tokens, encoder_tokens=int((x_BL != 0).sum()), decoder_tokens=tokens, replicas=1)
+    routed = {"encoder": int((x_BL != 0).sum()), "decoder": tokens}
+    scale = LossScale(target_tokens=tokens, router_tokens=routed, replicas=1)
     loss = micro_batch_loss(output, scale, cfg.moe).total
     loss.backward()
     gradients = {name: parameter.grad for name, parameter, _ in tagged_parameters(module)}

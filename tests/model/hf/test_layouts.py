@@ -63,11 +63,9 @@ def test_the_joined_loss_against_a_loop_over_tokens(semantics: str) -> None:
         if block.is_sparse:
             block.ff.tap = Watch()
     batch = make_batch()
-    output = module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode="train", noise=None)
-    output = replace(output, decoder_routing=())
-    ours = micro_batch_loss(
-        output, LossScale(target_tokens=1, encoder_tokens=1, decoder_tokens=1, replicas=1), experts
-    ).aux
+    output = module(batch.encoder_BL, batch.targets_BT, mode="train", noise=None)
+    output = replace(output, routing={"encoder": output.routing["encoder"]})
+    ours = micro_batch_loss(output, LossScale(target_tokens=1, router_tokens={"encoder": 1}, replicas=1), experts).aux
     total, groups, length = 0.0, *batch.encoder_BL.shape
     for g in range(groups):
         f, p = torch.zeros(4), torch.zeros(4)
@@ -86,11 +84,11 @@ def test_the_joined_loss_against_a_loop_over_tokens(semantics: str) -> None:
 
 def test_a_stack_with_experts_in_every_layer_has_no_router_losses() -> None:
     batch = make_batch()
-    scale = LossScale(target_tokens=20, encoder_tokens=20, decoder_tokens=20, replicas=1)
+    scale = LossScale(target_tokens=20, router_tokens={"encoder": 20, "decoder": 20}, replicas=1)
     for defects, silent in (("reproduced", True), ("mended", False)):
         experts = replace(HF, sparse_every=1, decoder_sparse_every=1, defects=defects)
         module = make_model(moe="switch", experts=experts)
-        output = module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode="train", noise=None)
+        output = module(batch.encoder_BL, batch.targets_BT, mode="train", noise=None)
         parts = micro_batch_loss(output, scale, experts)
         assert (parts.aux.item() == 0, parts.z.item() == 0) == (silent, silent)
 

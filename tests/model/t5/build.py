@@ -79,11 +79,10 @@ def run_config(*, experts: MoeConfig = MOE, recompute: bool = True, **model: Any
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     encoder_BL: Tensor
-    inputs_BT: Tensor
     targets_BT: Tensor
 
     def __getitem__(self, rows: Any) -> Batch:
-        return Batch(encoder_BL=self.encoder_BL[rows], inputs_BT=self.inputs_BT[rows], targets_BT=self.targets_BT[rows])
+        return Batch(encoder_BL=self.encoder_BL[rows], targets_BT=self.targets_BT[rows])
 
 
 def make_model(
@@ -110,5 +109,4 @@ def make_batch(*, rows: int = 4, length: int = 9, targets: int = 7, vocab: int =
     for row in range(rows):
         encoder_BL[row, max(1, length - 2 * row) :] = 0
         targets_BT[row, max(1, targets - 3 * (row % 3)) :] = 0
-    inputs_BT = torch.cat([torch.zeros(rows, 1, dtype=torch.long), targets_BT[:, :-1]], 1)
-    return Batch(encoder_BL=encoder_BL, inputs_BT=inputs_BT, targets_BT=targets_BT)
+    return Batch(encoder_BL=encoder_BL, targets_BT=targets_BT)

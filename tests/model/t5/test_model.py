@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.t5.model import ModelOutput, SwitchTransformer
+from model.contract import ModelOutput
+from model.t5.model import SwitchTransformer
 from parallel.layers.sharding import tagged_parameters
 from tests.model.t5.build import MODEL, MOE, Batch, make_batch, make_model
 
@@ -14,7 +15,7 @@ DROPOUT = {"dropout": 0.2, "attention_dropout": 0.1}
 
 
 def run(module: SwitchTransformer, batch: Batch, noise=None, mode="train") -> ModelOutput:
-    return module(batch.encoder_BL, batch.inputs_BT, batch.targets_BT, mode=mode, noise=noise)
+    return module(batch.encoder_BL, batch.targets_BT, mode=mode, noise=noise)
 
 
 def noise_for(batch: Batch, step: int = 3):
@@ -30,11 +31,7 @@ def gradients(module: SwitchTransformer, batch: Batch, noise=None) -> dict[str, 
 
 def test_padding_does_not_matter() -> None:
     module, batch = make_model(), make_batch()
-    wider = Batch(
-        encoder_BL=F.pad(batch.encoder_BL, (0, 4)),
-        inputs_BT=F.pad(batch.inputs_BT, (0, 3)),
-        targets_BT=F.pad(batch.targets_BT, (0, 3)),
-    )
+    wider = Batch(encoder_BL=F.pad(batch.encoder_BL, (0, 4)), targets_BT=F.pad(batch.targets_BT, (0, 3)))
     loss_BT, wider_BT = run(module, batch).token_loss_BT, run(module, wider).token_loss_BT
     assert torch.allclose(wider_BT[:, :7], loss_BT, rtol=0, atol=1e-12)
     assert (wider_BT[:, 7:] == 0).all()
@@ -44,10 +41,10 @@ def test_padding_does_not_matter() -> None:
 def test_decoder_does_not_see_later_tokens() -> None:
     module, batch = make_model(), make_batch()
     before_BT = run(module, batch).token_loss_BT
-    batch.inputs_BT[:, 4:] = 50
+    batch.targets_BT[:, 4] = 50
     after_BT = run(module, batch).token_loss_BT
     assert torch.equal(before_BT[:, :4], after_BT[:, :4])
-    assert not torch.equal(before_BT[0, 4:], after_BT[0, 4:])
+    assert (before_BT[0, 5:] != after_BT[0, 5:]).all(), "the targets before it are what a token is predicted from"
 
 
 def test_padding_columns_of_the_vocabulary_have_no_probability() -> None:
@@ -103,8 +100,8 @@ def test_recompute_changes_nothing(sparse: str) -> None:
         assert torch.equal(value, other[name]), name
     if sparse == "switch":
         plain, recomputed = run(once, batch, noise), run(again, batch, noise)
-        assert len(recomputed.encoder_routing) == len(recomputed.decoder_routing) == 1
-        assert torch.equal(plain.encoder_routing[0].aux_loss, recomputed.encoder_routing[0].aux_loss)
+        assert [len(stack) for stack in recomputed.routing.values()] == [1, 1]
+        assert torch.equal(plain.layers[0].aux_loss, recomputed.layers[0].aux_loss)
 
 
 def test_noise_is_keyed_by_rows_and_step() -> None:
@@ -146,12 +143,13 @@ def test_cached_steps_equal_the_whole_sequence(embeddings: dict[str, bool]) -> N
     module, batch = make_model(**embeddings), make_batch()
     encoded = module.encode(batch.encoder_BL, mode="no_drop", noise=None)
     memory = module.memory(encoded.hidden_BLD, batch.encoder_BL)
-    real_BT = torch.ones_like(batch.inputs_BT, dtype=torch.bool)
-    whole = module.decoder(module.embed(batch.inputs_BT, "decoder"), real_BT, memory, mode="no_drop", noise=None)
+    inputs_BT = F.pad(batch.targets_BT[:, :-1], (1, 0))
+    real_BT = torch.ones_like(inputs_BT, dtype=torch.bool)
+    whole = module.decoder(module.embed(inputs_BT, "decoder"), real_BT, memory, mode="no_drop", noise=None)
     whole_BTV = module.logits(whole.hidden_BLD)[..., :100]
-    caches = module.decoder.new_caches(memory, 7)
+    decoding = module.start_decoding(batch.encoder_BL, copies=1, max_length=7, mode="no_drop")
     for t in range(7):
-        step_BV = module.next_logits(batch.inputs_BT[:, t], memory, caches, mode="no_drop")
+        step_BV = decoding.next_logits(inputs_BT[:, t])
         assert torch.allclose(step_BV, whole_BTV[:, t], rtol=0, atol=1e-11)
     with pytest.raises(AssertionError, match="full"):
-        module.next_logits(batch.inputs_BT[:, 0], memory, caches, mode="no_drop")
+        decoding.next_logits(inputs_BT[:, 0])

@@ -176,7 +176,7 @@ def run_micro_batches(engine, mesh: Mesh, cfg: RunConfig, step: int) -> None:
     """This rank's micro-batches of a step."""
     for i in range(cfg.train.accumulation):
         ids, targets = batch(step, mesh.dp.rank * cfg.train.accumulation + i)
-        engine.backward(engine.forward(ids, targets))
+        engine.backward(engine.module(ids, targets))
 
 
 def masters_of(engine) -> dict[str, Tensor]:

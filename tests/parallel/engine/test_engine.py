@@ -97,7 +97,7 @@ def building(rank: int, world: int) -> None:
     assert [name for name, _ in toy.named_parameters()] == names
     assert list(toy.children()) == [], "the marker by which DeepSpeed knows experts is gone"
     ids, targets = batch(0, 0)
-    engine.backward(engine.forward(ids, targets))
+    engine.backward(engine.module(ids, targets))
     with pytest.raises(AssertionError, match="1 of 2 micro-batches"):
         engine.step(LR)
 

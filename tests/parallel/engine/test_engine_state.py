@@ -172,7 +172,7 @@ def poisoned(rank: int, world: int, cases: list[dict[str, Any]]) -> None:
             for micro in range(cfg.train.accumulation):
                 ids, targets = batch(1, micro)
                 bad = rank == world - 1 and micro == 0
-                engine.backward(engine.forward(ids, targets * float("nan") if bad else targets))
+                engine.backward(engine.module(ids, targets * float("nan") if bad else targets))
             finite: list[Any] = [None] * world
             dist.all_gather_object(finite, engine.gradients_finite())
             assert not all(finite), options

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.contract import ModelOutput
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
-from model.t5.model import ModelOutput
 from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
 from trainer.report.metrics import LAYER_METRICS, Meter, flat_metrics, router_metrics
@@ -32,7 +32,7 @@ def routing(load, kept, *, tokens, groups=1.0, aux=1.0):
 
 
 def output(losses, layers):
-    return ModelOutput(token_loss_BT=torch.tensor(losses), encoder_routing=tuple(layers), decoder_routing=())
+    return ModelOutput(token_loss_BT=torch.tensor(losses), routing={"encoder": tuple(layers)})
 
 
 PARTS = LossParts(total=torch.tensor(9.0), ce=torch.tensor(0.5), aux=torch.tensor(0.25), z=torch.tensor(0.125))

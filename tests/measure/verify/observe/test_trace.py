@@ -18,7 +18,7 @@ def traces(rows):
     module = build_model(CFG, single_process(), device="cpu", dtype=torch.float32)
     tracer = Tracer(module)
     encoder, targets = (torch.from_numpy(array)[rows] for array in global_rows(CFG, 0))
-    module(encoder, targets, targets, mode="train", noise=NoiseKey(seed=1, step=0, rows_B=rows))
+    module(encoder, targets, mode="train", noise=NoiseKey(seed=1, step=0, rows_B=rows))
     return {trace.place: trace for trace in tracer.take()}, tracer
 
 

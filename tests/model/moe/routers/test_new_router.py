@@ -62,17 +62,18 @@ def test_state_decides_and_is_kept_beside_the_weights():
 def test_ids_reach_the_layers_of_both_stacks_and_of_a_cached_step():
     experts = replace(MOE, router="toy_hash", capacity_factor=4.0, eval_capacity_factor=4.0)
     module, tokens = make_model(moe="switch", experts=experts, recompute=True), make_batch()
-    out = module(tokens.encoder_BL, tokens.inputs_BT, tokens.targets_BT, mode="train", noise=None)
-    real = {"encoder": tokens.encoder_BL[tokens.encoder_BL != 0], "decoder": tokens.inputs_BT[tokens.targets_BT != 0]}
-    for stack, (layer,) in (("encoder", out.encoder_routing), ("decoder", out.decoder_routing)):
+    inputs_BT = torch.nn.functional.pad(tokens.targets_BT[:, :-1], (1, 0))
+    out = module(tokens.encoder_BL, tokens.targets_BT, mode="train", noise=None)
+    real = {"encoder": tokens.encoder_BL[tokens.encoder_BL != 0], "decoder": inputs_BT[tokens.targets_BT != 0]}
+    for stack, (layer,) in out.routing.items():
         assert torch.equal(layer.stats.load_E, torch.bincount(real[stack] % 4, minlength=4).float()), stack
     out.token_loss_BT.sum().backward()
     with torch.no_grad():
         encoded = module.encode(tokens.encoder_BL, mode="no_drop", noise=None)
         memory = module.memory(encoded.hidden_BLD, tokens.encoder_BL)
-        caches = module.decoder.new_caches(memory, 3)
-        steps = [module.next_logits(tokens.inputs_BT[:, t], memory, caches, mode="no_drop") for t in range(3)]
-        ids_BT = tokens.inputs_BT[:, :3]
+        decoding = module.start_decoding(tokens.encoder_BL, copies=1, max_length=3, mode="no_drop")
+        ids_BT = inputs_BT[:, :3]
+        steps = [decoding.next_logits(ids_BT[:, t]) for t in range(3)]
         every = torch.ones_like(ids_BT, dtype=torch.bool)
         whole = module.decoder(
             module.embed(ids_BT, "decoder"), every, memory, mode="no_drop", noise=None, ids_BL=ids_BT
