@@ -22,6 +22,7 @@ from launch.ranks.server import TRAINING
 from launch.ranks.server import start_server as _start_server
 
 READY_S = 300  # some 8 s of imports at the first test, on cores that may be busy
+LEAVE_TOGETHER_S = 3.0  # for ranks that are still connecting when one is done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +106,21 @@ def _in_world(seat: Seat, fn: Callable[..., Any], args: tuple[Any, ...], timeout
         dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.world, timeout=timeout)
     value = fn(seat.rank, seat.world, *args)
     if dist.is_initialized():
+        if backend is not None:
+            _wait_for_peers(store, seat.world)
         dist.destroy_process_group()
     return value
+
+
+def _wait_for_peers(store: Any, world: int) -> None:
+    """Leave together: a rank that closes its connections while a slower one still makes them fails that one.
+
+    Peers that a test lets fail or hang never come, so the wait is short.
+    """
+    store.add("left", 1)
+    end = time.monotonic() + LEAVE_TOGETHER_S
+    while store.add("left", 0) < world and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def _result(rank: Rank, answer: Answer | None, end: float) -> RankResult:
