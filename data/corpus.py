@@ -14,8 +14,8 @@ from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from conf.sources import SOURCES
 from data.batch import IntArray, token_masks
-from data.prepare import prepare_finite
-from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, check_shard, read_index
+from data.prepare import check_folders, prepare_finite
+from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, read_index
 from data.sources.finite import SPLITS, Split
 from data.streams.held_out import stream_validation
 from data.streams.stream import lane_windows, stream_fingerprint
@@ -49,7 +49,7 @@ class Corpus:
 
     @cached_property
     def _indexes(self) -> tuple[ShardIndex, ...]:
-        return tuple(_open_folder(folder) for folder in self.folders)
+        return tuple(read_index(folder) for folder in self.folders)
 
     def windows(self, split: Split) -> int | None:
         """Windows of a split in one pass; None for a streamed training split (unknown)."""
@@ -135,36 +135,24 @@ def open_corpus(cfg: RunConfig) -> Corpus:
 
 
 def _open_shards(cfg: RunConfig) -> Corpus:
-    folders = tuple(Path(name).expanduser() for name in cfg.data.files)
-    index = read_index(folders[0])
+    folders = check_folders(cfg.data)
     path = Path(cfg.data.tokenizer) if cfg.data.tokenizer else folders[0] / TOKENIZER_NAME
     tokenizer = Tokenizer.from_file(path, sentinels=cfg.data.sentinels)
     for folder in folders:
         index = read_index(folder)
         if index.tokenizer != tokenizer.fingerprint:
+            fix = "leave data.tokenizer unset or prepare the shards again with it"
+            if path == folder / TOKENIZER_NAME:
+                fix = "it was changed since: restore it, or prepare the shards again"
             raise DataError(
                 f"{folder}: its shards were made with tokenizer {index.tokenizer[:12]}, this run has "
-                f"{tokenizer.fingerprint[:12]} ({path}); leave data.tokenizer unset or prepare the shards again with it"
+                f"{tokenizer.fingerprint[:12]} ({path}); {fix}"
             )
     return Corpus(cfg, tokenizer, folders, data_fingerprint=_fingerprint(folders))
 
 
 def _fingerprint(folders: Sequence[Path]) -> str:
     return "+".join(read_index(folder).fingerprint for folder in folders)
-
-
-def _open_folder(folder: Path) -> ShardIndex:
-    index = read_index(folder)
-    for shard in index.shards:
-        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=False)
-    return index
-
-
-def verify_shards(folder: Path) -> None:
-    """Read every shard of `folder` and compare checksums. Raises DataError naming the first file that differs."""
-    index = read_index(folder)
-    for shard in index.shards:
-        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=True)
 
 
 def _check_sizes(corpus: Corpus) -> None:

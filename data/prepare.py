@@ -12,26 +12,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conf.errors import DataError
 from conf.schema import DataConfig, RunConfig
 from conf.sources import SOURCES
+from data.cache import set_aside
 from data.children import Child
-from data.files import locked, sha256_bytes
+from data.files import locked, sha256_bytes, sha256_file
+from data.notice import Progress, silent
 from data.shards.blocks import Block, blocks_of, tokenize_block
 from data.shards.shards import (
     FORMAT,
     INDEX_NAME,
+    TOKENIZER_NAME,
     ShardIndex,
     ShardInfo,
-    check_shard,
     read_index,
     token_dtype,
     write_index,
 )
+from data.shards.verify import Fault, find_faults, require_whole
 from data.sources.finite import SPLITS, FiniteSource, cache_folder
 from data.sources.texts import skipped_note
 from data.streams.held_out import stream_validation
 from data.streams.stream_tokenizer import stream_tokenizer
-from data.text.scan import Progress, Scan, scan_source, tokenizer_for
+from data.text.scan import Scan, scan_source, tokenizer_for
 from data.text.tokenizer import Tokenizer
 
 _MIN_SHARD_BYTES = 2 << 20
@@ -47,7 +51,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...] = ()  # what a person should know about the text
 
 
-def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> None:
+def prepare_data(cfg: RunConfig, *, progress: Progress = silent) -> None:
     """Make what training needs before ranks start: tokenizer and shards in the cache (hub: tokenizer, validation).
 
     Does nothing when it is all there. Safe in several processes and jobs at once.
@@ -59,11 +63,13 @@ def prepare_data(cfg: RunConfig, *, progress: Progress = lambda text: None) -> N
     if kind == "stream":
         tokenizer = stream_tokenizer(cfg.data, progress=progress)
         stream_validation(cfg, tokenizer, progress=progress)
-    elif kind == "documents":
+    elif kind == "shards":
+        check_folders(cfg.data, progress=progress)
+    else:
         prepare_finite(cfg.data, out=None, progress=progress)
 
 
-def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = lambda text: None) -> Prepared:
+def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = silent) -> Prepared:
     """Shards of a finite source in `out`, or in the cache when `out` is None."""
     source = FiniteSource(data)
     scan = scan_source(source, data, progress=progress)
@@ -72,24 +78,52 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = l
         out or cache_folder(data) / "shards" / sha256_bytes(f"{scan.fingerprint} {tokenizer.fingerprint}".encode())[:32]
     )
     with locked(folder / ".lock"):
-        if not _is_complete(folder, scan, tokenizer):
+        if not _is_complete(folder, scan, tokenizer, data, progress, mends=out is None):
             for leftover in folder.glob(".*.tmp"):  # of a killed run
                 leftover.unlink(missing_ok=True)
             _write_shards(folder, source, scan, tokenizer, data.prepare_workers, progress)
+            require_whole(folder, read_index(folder), data, progress)
     notes = (skipped_note(scan.bad_rows, scan.first_bad_row),) if scan.bad_rows else ()
     return Prepared(folder, tokenizer, notes)
 
 
-def _is_complete(folder: Path, scan: Scan, tokenizer: Tokenizer) -> bool:
-    if not (folder / INDEX_NAME).is_file():
+def check_folders(data: DataConfig, *, progress: Progress = silent) -> tuple[Path, ...]:
+    """The directories of data=shards. Raises DataError when one is not what was written; nothing of it is changed."""
+    folders = tuple(Path(name).expanduser() for name in data.files)
+    for folder in folders:
+        require_whole(folder, read_index(folder), data, progress)
+    return folders
+
+
+def _is_complete(
+    folder: Path, scan: Scan, tokenizer: Tokenizer, data: DataConfig, progress: Progress, *, mends: bool
+) -> bool:
+    """Whether everything is there and whole. What is damaged is set aside, to be made again.
+
+    An index that cannot be read is nobody's but the cache's to set aside (`mends`); elsewhere DataError is raised.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
         return False
-    index = read_index(folder)
+    try:
+        index = read_index(folder)
+    except DataError as error:
+        if not mends:
+            raise DataError(f"{error}, into another directory or after deleting {path}") from error
+        set_aside(path, "its content is not what was written")
+        return False
     if (index.source, index.tokenizer) != (scan.fingerprint, tokenizer.fingerprint):
-        (folder / INDEX_NAME).unlink()  # the text or the tokenizer changed: only shards of equal text are kept
+        path.unlink()  # the text or the tokenizer changed: only shards of equal text are kept
         return False
-    for shard in index.shards:
-        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, checksums=False)
-    return True
+    faults = find_faults(folder, index, data, progress)
+    model = folder / TOKENIZER_NAME
+    if not model.is_file() or sha256_file(model) != tokenizer.fingerprint:
+        faults.append(Fault(model, "its sha256 is not the recorded one"))
+    for fault in faults:
+        set_aside(fault.path, fault.text)
+    if faults:
+        path.unlink()
+    return not faults
 
 
 def _write_shards(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.shards.shards import ShardInfo, finished_shard, text_sha256, write_shard
+from data.shards.shards import ShardInfo, finished_shard, text_sha256, token_dtype, write_shard
 from data.sources.finite import SPLITS, FiniteSource, Split
 from data.text.tokenizer import Tokenizer
 
@@ -41,7 +41,9 @@ def tokenize_block(folder: str, block: Block, model: bytes) -> ShardInfo:
     """Tokenise and write one shard, unless it was finished before. Runs in a background process."""
     tokenizer = Tokenizer(model, sentinels=0, origin="tokenizer")
     name = f"{block.name}-{tokenizer.fingerprint[:8]}"
-    done = finished_shard(Path(folder), name, text=text_sha256(block.texts))
+    done = finished_shard(
+        Path(folder), name, split=block.split, text=text_sha256(block.texts), dtype=token_dtype(tokenizer.pieces)
+    )
     if done is not None:
         return done
     ids: list[list[int]] = []

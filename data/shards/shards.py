@@ -10,18 +10,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import DataError
+from conf.sources import SHARDS_INDEX
 from data.files import sha256_bytes, sha256_file, write_atomic
 from data.sources.finite import Split
 
-FORMAT = 1
-INDEX_NAME = "index.json"
+FORMAT = 2
+_READABLE = (1, 2)  # 1: without a checksum of the index itself
+INDEX_NAME = SHARDS_INDEX
+OFFSETS = "<i8"
 TOKENIZER_NAME = "tokenizer.model"
+_CHECKSUM = "sha256"  # of the other fields of the index
+_AGAIN = "restore it, or run `pointsman prepare` again"
 _Record = TypeVar("_Record")
 
 
@@ -55,6 +60,30 @@ class ShardIndex:
     def fingerprint(self) -> str:
         """sha256 over the checksums of every shard in order: equal for equal token streams."""
         return sha256_bytes("\n".join(f"{s.split} {s.tokens_sha256} {s.offsets_sha256}" for s in self.shards).encode())
+
+
+class ShardFile(NamedTuple):
+    """A file of a shard as it was written."""
+
+    path: Path
+    dtype: str
+    items: int
+    sha256: str
+    covers: int  # of offsets: the tokens they divide
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.items * np.dtype(self.dtype).itemsize
+
+
+def files_of(folder: Path, info: ShardInfo, dtype: str) -> tuple[ShardFile, ShardFile]:
+    """The tokens and the offsets of a shard."""
+    stem = folder / info.name
+    return (
+        ShardFile(Path(f"{stem}.tokens"), f"<{np.dtype(dtype).str[1:]}", info.tokens, info.tokens_sha256, info.tokens),
+        ShardFile(Path(f"{stem}.offsets"), OFFSETS, info.documents + 1, info.offsets_sha256, info.tokens),
+    )
 
 
 def token_dtype(pieces: int) -> Literal["uint16", "uint32"]:
@@ -93,56 +122,47 @@ def text_sha256(documents: Sequence[str]) -> str:
     return sha256_bytes("".join(f"{len(document)}:{document}" for document in documents).encode())
 
 
-def finished_shard(folder: Path, name: str, *, text: str) -> ShardInfo | None:
+def finished_shard(folder: Path, name: str, *, split: Split, text: str, dtype: str) -> ShardInfo | None:
     """The shard `name` if it was finished before from documents with checksum `text` and is still whole."""
     path = folder / f"{name}.json"
     if not path.is_file():
         return None
     try:
-        info = _from_json(ShardInfo, path)
-        check_shard(folder, info, token_bytes=_token_bytes(folder, info), checksums=True)
-    except DataError:
+        info = _build(ShardInfo, _read_json(path), path)
+        whole = all(sha256_file(file.path) == file.sha256 for file in files_of(folder, info, dtype))
+    except (DataError, OSError):
         return None  # it is written again
-    return info if info.text_sha256 == text else None
+    return info if whole and (info.name, info.split, info.text_sha256) == (name, split, text) else None
 
 
 def write_index(folder: Path, index: ShardIndex, model: bytes) -> None:
     """Commit a finished directory."""
     write_atomic(folder / TOKENIZER_NAME, model)
-    write_atomic(folder / INDEX_NAME, _to_json(index))
+    body = asdict(index)
+    write_atomic(folder / INDEX_NAME, (json.dumps({**body, _CHECKSUM: _checksum(body)}) + "\n").encode())
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return sha256_bytes(json.dumps(body, sort_keys=True).encode())
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """The index of a directory of shards. Raises DataError when it is not one, or of another format."""
+    """The index of a directory of shards. Raises DataError when it is not one, damaged, or of another format."""
     path = folder / INDEX_NAME
     if not path.is_file():
         found = f"holds {len(list(folder.iterdir()))} files but" if folder.is_dir() else "does not exist, so"
         raise DataError(f"{folder}: {found} there is no {INDEX_NAME}; finish `pointsman prepare` or give its directory")
     raw = _read_json(path)
-    if raw.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: format {raw.get('format')!r}; this version reads {FORMAT}; run `pointsman prepare` again"
-        )
-    raw["shards"] = tuple(_build(ShardInfo, shard, path) for shard in raw.get("shards", ()))
-    raw["train_counts"] = tuple(raw.get("train_counts", ()))
+    if raw.get("format") not in _READABLE:
+        raise DataError(f"{path}: format {raw.get('format')!r}; this version reads {FORMAT}; {_AGAIN}")
+    if raw["format"] != 1 and raw.pop(_CHECKSUM, None) != _checksum(raw):
+        raise DataError(f"{path}: its content is not what was written; {_AGAIN}")
+    shards, counts = raw.get("shards"), raw.get("train_counts")
+    if not isinstance(shards, list) or not isinstance(counts, list) or raw.get("dtype") not in ("uint16", "uint32"):
+        raise DataError(f"{path}: its shards, counts or dtype are of no known kind; {_AGAIN}")
+    raw["shards"] = tuple(_build(ShardInfo, shard, path) for shard in shards)
+    raw["train_counts"] = tuple(counts)
     return _build(ShardIndex, raw, path)
-
-
-def check_shard(folder: Path, info: ShardInfo, *, token_bytes: int, checksums: bool) -> None:
-    """Raise DataError naming the file when a shard's files are missing, of another size or (on request) changed."""
-    for suffix, size, digest in (
-        ("tokens", info.tokens * token_bytes, info.tokens_sha256),
-        ("offsets", (info.documents + 1) * 8, info.offsets_sha256),
-    ):
-        path = folder / f"{info.name}.{suffix}"
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise DataError(
-                f"{path}: {state}; needs {size} bytes; delete {info.name}.json and run `pointsman prepare` again"
-            )
-        if checksums and sha256_file(path) != digest:
-            raise DataError(f"{path}: its sha256 is not the recorded one; delete {info.name}.json and prepare again")
 
 
 class ShardReader:
@@ -150,45 +170,40 @@ class ShardReader:
 
     def __init__(self, folder: Path, info: ShardInfo, dtype: str) -> None:
         self.info = info
-        self.tokens: NDArray[Any] = _map(folder / f"{info.name}.tokens", f"<{np.dtype(dtype).str[1:]}", info.tokens)
-        self.offsets: NDArray[np.int64] = _map(folder / f"{info.name}.offsets", "<i8", info.documents + 1)
-        if self.offsets[0] != 0 or self.offsets[-1] != info.tokens:
-            raise DataError(f"{folder / info.name}.offsets: does not cover {info.tokens} tokens; prepare it again")
+        tokens, offsets = files_of(folder, info, dtype)
+        self.tokens: NDArray[Any] = _map(tokens)
+        self.offsets: NDArray[np.int64] = _map(offsets)
 
 
-def _map(path: Path, dtype: str, count: int) -> NDArray[Any]:
-    if count == 0:
-        return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
-
-
-def _token_bytes(folder: Path, info: ShardInfo) -> int:
-    path = folder / f"{info.name}.tokens"
-    if not path.is_file():
-        raise DataError(f"{path}: is missing")
-    return path.stat().st_size // info.tokens if info.tokens else 2
+def _map(file: ShardFile) -> NDArray[Any]:
+    if file.items == 0:
+        return np.zeros(0, dtype=file.dtype)  # an empty file cannot be mapped
+    try:
+        return np.memmap(file.path, dtype=file.dtype, mode="r", shape=(file.items,))
+    except (OSError, ValueError) as error:  # it was whole when it was verified
+        raise DataError(f"{file.path}: is gone or was cut meanwhile ({error}); start again") from error
 
 
 def _to_json(record: Any) -> bytes:
     return (json.dumps(asdict(record)) + "\n").encode()
 
 
-def _from_json(kind: type[_Record], path: Path) -> _Record:
-    return _build(kind, _read_json(path), path)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run `pointsman prepare` again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
     if not isinstance(raw, dict):
-        raise DataError(f"{path}: is not a JSON object; run `pointsman prepare` again")
+        raise DataError(f"{path}: is not a JSON object; {_AGAIN}")
     return raw
 
 
-def _build(kind: type[_Record], raw: dict[str, Any], path: Path) -> _Record:
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if set(raw) != names:
-        raise DataError(f"{path}: fields differ by {sorted(names ^ set(raw))}; run `pointsman prepare` again")
+def _build(kind: type[_Record], raw: Any, path: Path) -> _Record:
+    wanted = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    found = set(raw) if isinstance(raw, dict) else set()
+    if found != set(wanted):
+        raise DataError(f"{path}: fields differ by {sorted(set(wanted) ^ found)}; {_AGAIN}")
+    for name, annotation in wanted.items():
+        if annotation in ("int", "str") and type(raw[name]).__name__ != annotation:
+            raise DataError(f"{path}: {name} is {raw[name]!r}, not of type {annotation}; {_AGAIN}")
     return kind(**raw)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conf.errors import DataError
 from conf.schema import DataConfig
-from data.files import locked, sha256_bytes, write_atomic
+from data.cache import cached
+from data.files import sha256_bytes
+from data.notice import Progress
 from data.sources.finite import FiniteSource, cache_folder
 from data.sources.texts import BadRows, skipped_note
 from data.text.tokenizer import Tokenizer
 from data.text.train_tokenizer import TRAINER_VERSION, sample_lines, text_lines, train_tokenizer
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +40,8 @@ def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -
     Raises:
         DataError: there is no training document, or a file cannot be read.
     """
-    path = cache_folder(data) / "scans" / f"{source.signature}.json"
-    with locked(path.with_suffix(".lock")):
-        if path.is_file():
-            return Scan(**json.loads(path.read_bytes()))
+
+    def make() -> bytes:
         progress(f"reading {source.name} documents")
         scan = _scan(source, BadRows(data))
         if scan.train_documents == 0:
@@ -52,8 +50,9 @@ def scan_source(source: FiniteSource, data: DataConfig, *, progress: Progress) -
                 f"data={source.name}: no training document ({scan.validation_documents} in validation); give more text "
                 f"in data.files, or lower data.validation_fraction={data.validation_fraction}{skipped}"
             )
-        write_atomic(path, json.dumps(asdict(scan)).encode())
-        return scan
+        return json.dumps(asdict(scan)).encode()
+
+    return Scan(**json.loads(cached(cache_folder(data) / "scans", source.signature, ".json", make)))
 
 
 def _scan(source: FiniteSource, bad: BadRows) -> Scan:
@@ -85,20 +84,22 @@ def _scan(source: FiniteSource, bad: BadRows) -> Scan:
 
 def tokenizer_for(source: FiniteSource, scan: Scan, data: DataConfig, *, progress: Progress) -> Tokenizer:
     """The tokenizer of `data.tokenizer`, or one trained on the training split and cached."""
+    wanted = min(scan.train_lines, data.tokenizer_lines)
+
+    def lines() -> Iterator[str]:
+        progress(f"training a tokenizer of {data.tokenizer_vocab} pieces on {wanted} lines")
+        train = (text for split, text in source.documents() if split == "train")
+        return sample_lines(text_lines(train), total=scan.train_lines, wanted=wanted)
+
+    return tokenizer_of(scan.train_fingerprint, data, lines)
+
+
+def tokenizer_of(text_fingerprint: str, data: DataConfig, lines: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`, or the one trained on `lines` of this text with these settings and cached."""
     if data.tokenizer is not None:
         return Tokenizer.from_file(Path(data.tokenizer), sentinels=data.sentinels)
-    path = tokenizer_path(scan.train_fingerprint, data)
-    with locked(path.with_suffix(".lock")):
-        if not path.is_file():
-            wanted = min(scan.train_lines, data.tokenizer_lines)
-            progress(f"training a tokenizer of {data.tokenizer_vocab} pieces on {wanted} lines")
-            train = (text for split, text in source.documents() if split == "train")
-            lines = sample_lines(text_lines(train), total=scan.train_lines, wanted=wanted)
-            write_atomic(path, train_tokenizer(lines, pieces=data.tokenizer_vocab))
-    return Tokenizer.from_file(path, sentinels=data.sentinels)
-
-
-def tokenizer_path(text_fingerprint: str, data: DataConfig) -> Path:
-    """Where the tokenizer trained on this text with these settings is cached."""
     settings = [TRAINER_VERSION, text_fingerprint, data.tokenizer_vocab, data.tokenizer_lines]
-    return cache_folder(data) / "tokenizers" / f"{sha256_bytes(json.dumps(settings).encode())[:32]}.model"
+    key = sha256_bytes(json.dumps(settings).encode())[:32]
+    folder = cache_folder(data) / "tokenizers"
+    model = cached(folder, key, ".model", lambda: train_tokenizer(lines(), pieces=data.tokenizer_vocab))
+    return Tokenizer(model, sentinels=data.sentinels, origin=f"{folder}/{key}")

@@ -17,9 +17,11 @@ import pytest
 
 from conf.errors import DataError
 from data import prepare
-from data.corpus import open_corpus, verify_shards
+from data.corpus import open_corpus
+from data.notice import silent
 from data.prepare import prepare_data, prepare_finite
 from data.shards.shards import read_index
+from data.shards.verify import find_faults
 from data.sources.finite import is_validation
 from launch.cli import main
 from tests.data.helpers import sentences, text_config, tiny_config, write_jsonl
@@ -30,6 +32,11 @@ _SMALL = "import data.prepare as p; p._MIN_SHARD_BYTES = 12_000; "
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def assert_whole(folder: Path, tmp_path: Path) -> None:
+    data = tiny_config(tmp_path, "data=stdlib", f"data.cache_dir={tmp_path / 'fresh'}").data
+    assert find_faults(folder, read_index(folder), data, silent) == []
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     three = prepare_finite(replace(cfg.data, prepare_workers=3), out=tmp_path / "three")
     assert contents(one.folder) == contents(three.folder)
     assert len(read_index(one.folder).shards) >= 4
-    verify_shards(one.folder)
+    assert_whole(one.folder, tmp_path)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -110,7 +117,7 @@ def test_killed_while_writing_it_resumes(tmp_path: Path) -> None:
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
     assert len(kept) >= 3
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
-    verify_shards(out)
+    assert_whole(out, tmp_path)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept, "finished shards are kept"
     assert sum(shard.tokens for shard in read_index(out).shards) == sum(
         s.tokens for s in read_index(whole.folder).shards
@@ -212,7 +219,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_half_written(tmp_path: Path
     assert (
         subprocess.run([*command[:2], code.replace(limit, ""), *command[3:]], timeout=120, check=False).returncode == 0
     )
-    verify_shards(tmp_path / "out")
+    assert_whole(tmp_path / "out", tmp_path)
 
 
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="the shared corpus is not beside this checkout")

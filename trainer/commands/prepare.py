@@ -13,8 +13,8 @@ from launch.commands.kinds import define
 from launch.commands.parameters import FOLDER, option, takes_overrides
 
 if TYPE_CHECKING:
+    from data.notice import Progress
     from data.prepare import Prepared
-    from data.text.scan import Progress
 
 
 @define(

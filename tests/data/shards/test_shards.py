@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +12,17 @@ import pytest
 
 from conf.errors import DataError
 from data.shards.shards import (
+    ShardIndex,
+    ShardInfo,
     ShardReader,
-    check_shard,
     finished_shard,
     read_index,
     text_sha256,
     token_dtype,
+    write_index,
     write_shard,
 )
+from data.sources.finite import Split
 from data.windows import IndexedWindows
 
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 10, 11, 12, 13]]
@@ -40,27 +46,52 @@ def test_wide_vocabularies_use_four_bytes(tmp_path: Path) -> None:
     assert ShardReader(tmp_path, info, "uint32").tokens.tolist() == [70_000, 3]
 
 
-def test_damage_is_named(tmp_path: Path, reader: ShardReader) -> None:
-    path = tmp_path / "s.tokens"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + b"\x63")
-    check_shard(tmp_path, reader.info, token_bytes=2, checksums=False)
-    with pytest.raises(DataError, match=r"s\.tokens: its sha256"):
-        check_shard(tmp_path, reader.info, token_bytes=2, checksums=True)
-    path.write_bytes(content[:-2])
-    with pytest.raises(DataError, match=r"s\.tokens: has 16 bytes; needs 18"):
-        check_shard(tmp_path, reader.info, token_bytes=2, checksums=False)
-    path.unlink()
-    with pytest.raises(DataError, match=r"s\.tokens: is missing"):
-        check_shard(tmp_path, reader.info, token_bytes=2, checksums=False)
-
-
 def test_only_whole_shards_of_the_same_text_count_as_finished(tmp_path: Path, reader: ShardReader) -> None:
-    assert finished_shard(tmp_path, "s", text=text_sha256(TEXT)) == reader.info
-    assert finished_shard(tmp_path, "s", text=text_sha256([*TEXT[:-1], "efghI"])) is None
-    assert finished_shard(tmp_path, "other", text=text_sha256(TEXT)) is None
-    (tmp_path / "s.tokens").write_bytes(b"")
-    assert finished_shard(tmp_path, "s", text=text_sha256(TEXT)) is None
+    def finished(name: str = "s", split: Split = "train", text: Sequence[str] = TEXT) -> ShardInfo | None:
+        return finished_shard(tmp_path, name, split=split, text=text_sha256(text), dtype="uint16")
+
+    assert finished() == reader.info
+    assert finished(text=[*TEXT[:-1], "efghI"]) is None
+    assert finished("other") is None
+    assert finished(split="validation") is None
+    record, tokens = tmp_path / "s.json", tmp_path / "s.tokens"
+    for path, content in ((record, b"{"), (record, b'{"name": "s"}'), (tokens, b"")):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        assert finished() is None
+        path.write_bytes(before)
+    assert finished() == reader.info
+
+
+def some_index(tmp_path: Path) -> ShardIndex:
+    info = write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT)
+    return ShardIndex(
+        format=2, tokenizer="t", source="x", pieces=100, dtype="uint16", shards=(info,), train_counts=(1, 2)
+    )
+
+
+def test_an_index_reads_back_and_every_changed_byte_of_it_is_found(tmp_path: Path) -> None:
+    index = some_index(tmp_path)
+    write_index(tmp_path, index, b"model")
+    assert read_index(tmp_path) == index
+    path = tmp_path / "index.json"
+    content = path.read_bytes()
+    for place in range(0, len(content) - 1, 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"index\.json: .* `pointsman prepare` again"):
+            read_index(tmp_path)
+
+
+def test_an_index_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """It has no checksum of its own."""
+    index = dataclasses.replace(some_index(tmp_path), format=1)
+    tree = dataclasses.asdict(index)
+    (tmp_path / "index.json").write_text(json.dumps(tree))
+    assert read_index(tmp_path) == index
+    for wrong in ({"shards": 5}, {"shards": [5]}, {"dtype": "float"}, {"pieces": "x"}, {"train_counts": None}):
+        (tmp_path / "index.json").write_text(json.dumps({**tree, **wrong}))
+        with pytest.raises(DataError, match=r"index\.json: "):
+            read_index(tmp_path)
 
 
 def test_a_folder_without_index_says_what_to_do(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_new_source_trains(tmp_path: Path) -> None:
 
     cfg = toy_config(tmp_path, "launch.nproc=1", "train.steps=2", "train.fill_samples=0", "logging.wandb=off")
     cfg = replace(cfg, name="toy", runs_dir=str(tmp_path))
-    assert run_training(cfg, single_process(), ()) == 0
+    assert run_training(cfg, single_process(), []) == 0
     lines = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("step", 0) for line in lines) == 2
 
