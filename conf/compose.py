@@ -76,7 +76,9 @@ def hydra_tree(read: Overrides, world: tuple[int, int] | None) -> Any:
 
 def completed(tree: Any, typed: frozenset[str]) -> Any:
     """`tree` with parallel.ep filled, which follows from the sizes of launch, parallel and moe unless it was typed."""
-    if tree["model"]["moe"] == "dense" and "parallel.ep" not in typed:
+    decoder = tree["moe"]["decoder_sparse_every"]
+    dense = tree["moe"]["sparse_every"] == 0 and decoder in (0, None)  # None: as the encoder
+    if dense and "parallel.ep" not in typed:
         tree["parallel"]["ep"] = 1  # the dense twin of a layout has no experts to spread
     if tree["parallel"]["ep"] is None:
         tree["parallel"]["ep"] = _auto_ep(tree)

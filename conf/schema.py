@@ -18,7 +18,6 @@ PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
 RouterPrecision = Literal["fp32", "activation"]
 Ffn = Literal["relu", "gelu", "gated_gelu"]
-MoeKind = Literal["switch", "dense"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
@@ -31,7 +30,6 @@ class RawModelConfig:
     """A T5 encoder-decoder (arXiv 1910.10683); which feed-forward layers are expert banks is in `MoeConfig`."""
 
     preset: str  # the file of conf/model/ that the sizes are from; a run's default name starts with it
-    moe: MoeKind  # "dense" replaces every expert bank by one feed-forward layer of the same shape (FLOP-matched twin)
     vocab_size: int  # ids the model knows; padded to a multiple of 128 whatever the layout, padding logits masked
     d_model: int  # width of embeddings and of the residual stream
     d_ff: int  # width inside a feed-forward layer, of each expert too

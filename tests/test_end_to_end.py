@@ -111,7 +111,7 @@ def test_train_evaluate_fill_generate(text_file, cache, tmp_path):
 
 
 def test_dense_twin_trains_in_one_process(text_file, cache, tmp_path):
-    more = ("name=dense", "train.steps=2", "model.moe=dense", "parallel=data", "launch.nproc=1", "logging.wandb=off")
+    more = ("name=dense", "train.steps=2", "moe=dense", "parallel=data", "launch.nproc=1", "logging.wandb=off")
     out = pointsman("train", *overrides(text_file, cache, *more), cwd=tmp_path)
     assert "dense" in out
     assert sorted(losses(tmp_path / "runs" / "dense")) == [1, 2]

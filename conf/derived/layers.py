@@ -13,6 +13,8 @@ from conf.routing.settings import sparse_place, stack_router
 from conf.schema import Ffn, ModelConfig, MoeConfig, RunConfig, Stack
 
 Attention = Literal["self", "cross"]
+# What `moe=dense` is, as overrides: for a twin that keeps the semantics, which is chosen by the same group.
+NO_EXPERTS = ("moe.sparse_every=0", "moe.decoder_sparse_every=0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +59,7 @@ def layer_names(cfg: RunConfig) -> tuple[str, ...]:
 
 def is_dense(cfg: RunConfig) -> bool:
     """Whether a run is to have no experts at all."""
-    return cfg.model.moe == "dense"
+    return cfg.moe.sparse_every == cfg.moe.decoder_sparse_every == 0
 
 
 def _stack(
@@ -66,7 +68,7 @@ def _stack(
     """Layers 1, 3, 5 .. hold experts for `every` 2, none for 0; which of every 3 or more: by the semantics."""
     plan = []
     for index in range(depth):
-        sparse = model.moe == "switch" and every > 0 and index % every == sparse_place(moe, every)
+        sparse = every > 0 and index % every == sparse_place(moe, every)
         plan.append(
             Layer(
                 stack=stack,

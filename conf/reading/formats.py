@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 3
+FORMAT = 4
 KEY = "format"  # of the number in a written configuration
 
 
@@ -36,6 +36,12 @@ class Added(NamedTuple):
 CHANGES = (
     # what Hugging Face, fairseq and t5 call it; `relative_step` is another knob there
     Change(1, "optim.relative_step", lambda value: {"optim.scale_parameter": value}, "optim.scale_parameter"),
+    Change(
+        4,
+        "model.moe",
+        lambda value: {"moe.sparse_every": 0, "moe.decoder_sparse_every": 0} if value == "dense" else {},
+        "moe=dense, or leaving it out for experts",
+    ),
 )
 ADDED = (
     Added(1, "model.share_embeddings", True),

@@ -22,8 +22,7 @@ from conf.reading.presets import groups, presets
 
 _SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _MEANT = {
-    ("moe", "dense"): "model.moe=dense",
-    ("model", "dense"): "model.moe=dense",
+    ("model", "dense"): "moe=dense",
     ("logging", "off"): "logging.wandb=off",
 }
 _PART = re.compile(r"""\s*('[^']*'(?=\s*(?:,|$))|"[^"]*"(?=\s*(?:,|$))|[^,]+)""")  # of a list; quotes keep commas

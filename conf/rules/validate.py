@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from conf.derived.derive import resolve
-from conf.derived.layers import is_dense, stacks
+from conf.derived.layers import stacks
 from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
@@ -54,14 +54,14 @@ def check_world(cfg: RawRunConfig, ranks: int) -> None:
 
 
 def check_sparse(cfg: RunConfig, raw: RawRunConfig) -> Problems:
-    """A switch model has expert layers, and a stack lacks them only where 0 asks for that."""
+    """A stack lacks expert layers only where 0 asks for that."""
     every: dict[Stack, int] = {"encoder": cfg.moe.sparse_every, "decoder": cfg.moe.decoder_sparse_every}
     depths: dict[Stack, int] = {
         stack: len(plan)
         for stack, plan in stacks(cfg.model, cfg.moe).items()
-        if not any(layer.experts for layer in plan) and (every[stack] or not any(every.values()))
+        if not any(layer.experts for layer in plan) and every[stack]
     }
-    if is_dense(cfg) or not depths:
+    if not depths:
         return
     stack = min(depths, key=lambda name: depths[name])
     own = stack == "decoder" and raw.moe.decoder_sparse_every is not None
@@ -70,7 +70,7 @@ def check_sparse(cfg: RunConfig, raw: RawRunConfig) -> Problems:
         field,
         got=every[stack],
         needs=f"1 to {depths[stack]}, the layers of the {stack}: none of them would hold experts",
-        hint=f"{field}={depths[stack]}, or model.moe=dense",
+        hint=f"{field}={depths[stack]}, or {field}=0 for none",
     )
 
 

@@ -14,8 +14,9 @@ import torch
 from conf.compose import compose
 from conf.derived.estimate import flops_per_sequence
 from conf.derived.groups import micro_batch_size
-from conf.derived.layers import layer_names
+from conf.derived.layers import NO_EXPERTS, layer_names
 from conf.derived.topology import topology
+from conf.reading.setting_files import merged
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch
 from measure.speed.result import Row
@@ -59,8 +60,8 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
 
 def dense_twin(overrides: tuple[str, ...], *, world: int) -> RunConfig:
     """The same run with one feed-forward layer in the place of every bank of experts."""
-    kept = [line for line in overrides if not line.startswith(("parallel.ep=", "model.moe="))]
-    return compose([*kept, "model.moe=dense"], world=(world, world))
+    kept = [line for line in overrides if not line.startswith("parallel.ep=")]
+    return compose(merged(kept, NO_EXPERTS), world=(world, world))
 
 
 def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:

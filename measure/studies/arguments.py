@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from conf.derived.layers import is_dense
 from conf.errors import ConfigError
 from launch.commands.parameters import COUNT, FILE, FOLDER, option, takes_overrides
 from launch.identity import ROOT
@@ -71,6 +72,12 @@ def check_study(study: Study, *, owned: Sequence[str]) -> None:
         key = line.partition("=")[0].lstrip("+~")
         if key in taken:
             raise ConfigError(key, got=line, needs="a setting that the study does not set itself", hint="its options")
+    from conf.compose import compose  # with Hydra, which help does not need
+
+    if is_dense(compose(study.overrides)):
+        raise ConfigError(
+            "moe.sparse_every", got=0, needs="experts, which the study is about", hint="moe.sparse_every=2"
+        )
 
 
 def common_overrides(study: Study, *, seed: int) -> tuple[str, ...]:

@@ -92,12 +92,11 @@ def read_config(folder: Path) -> HfConfig:
     model = {
         **sizes,
         "num_decoder_layers": decoder,
-        "moe": "switch" if kind == "switch_transformers" else "dense",
         "ffn": _ffn(path, document, kind),
         "attention_dropout": dropout,  # one rate for all in the library
         "init_scale": factor**2,
     }
-    moe: dict[str, Any] = {}
+    moe: dict[str, Any] = {"sparse_every": 0, "decoder_sparse_every": 0}
     if kind == "switch_transformers":
         moe = {ours: _value(path, document, key, wanted, usual) for key, ours, wanted, usual in _ROUTER}
         moe |= {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from conf.compose import compose, dump, load, to_dict
+from conf.derived.layers import expert_layers, is_dense
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.presets import CONF_DIR, groups, presets
+from conf.routing.references import SEMANTICS
 from tests.conf.composed import composed
 
 EVERY_PRESET = [(group, name) for group in groups() for name in presets(group)]
@@ -55,10 +56,11 @@ def test_every_preset_composes(group, name, tmp_path):
     if group == "schedule":
         assert cfg.schedule.name == name
     if group == "moe":
-        assert cfg.moe.semantics == name
+        assert cfg.moe.semantics == ("mesh_tf" if name == "dense" else name)
+        assert is_dense(cfg) == (name == "dense")
 
 
-@pytest.mark.parametrize(("model", "moe"), itertools.product(["switch_base_8", "switch_c_2048"], presets("moe")))
+@pytest.mark.parametrize(("model", "moe"), itertools.product(["switch_base_8", "switch_c_2048"], SEMANTICS))
 def test_a_semantics_and_a_switch_preset_go_together(model, moe):
     cfg = compose([f"model={model}", f"moe={moe}"])
     published = composed(f"model={model}")
@@ -71,9 +73,21 @@ def test_a_semantics_and_a_switch_preset_go_together(model, moe):
 
 @pytest.mark.parametrize("model", ["small", "switch_base_8", "switch_large_128", "switch_c_2048"])
 def test_every_preset_has_a_dense_twin_of_the_same_shape(model):
-    switch, dense = composed(f"model={model}"), composed(f"model={model}", "model.moe=dense")
-    assert dense.model == replace(switch.model, moe="dense")
+    switch, dense = composed(f"model={model}"), composed(f"model={model}", "moe=dense")
+    assert dense.model == switch.model
+    assert is_dense(dense)
+    assert not is_dense(switch)
     assert dense.parallel.ep == 1
+
+
+def test_a_t5_is_dense_under_every_semantics_and_takes_experts_on_request():
+    assert is_dense(compose(["model=t5_small"]))
+    assert is_dense(compose(["model=t5_v1_1_3b", "moe=hf"]))
+    cfg = compose(["model=t5_small", "moe.sparse_every=2"])
+    assert [layer.name for layer in expert_layers(cfg.model, cfg.moe) if layer.experts == 8] == [
+        f"{stack}.{index}" for stack in ("encoder", "decoder") for index in (1, 3, 5)
+    ]
+    assert cfg.parallel.ep == 2
 
 
 def test_what_is_typed_wins_over_every_preset():
@@ -107,7 +121,7 @@ LAYOUTS = [
         (["launch.nproc=2"], 2),
         (["launch.nproc=6", "train.global_batch=24"], 2),  # of 8 experts
         (["launch.nproc=4", "parallel.tp=2"], 2),
-        (["launch.nproc=4", "model.moe=dense"], 1),
+        (["launch.nproc=4", "moe=dense"], 1),
         (["launch.nproc=4", "parallel.ep=1"], 1),
     ],
 )

@@ -82,7 +82,7 @@ def compare_hf_switch(folder: Path) -> Iterator[Case]:
     for case in manifest.get("layer_cases", []):
         for comparison in _layer_case(folder, case):
             yield f"layer {case['case']}", comparison
-    switch = compose(["moe=hf", "model.moe=switch"])
+    switch = compose(["moe=hf"])
     for table in manifest.get("tables", []):
         for number, row in enumerate(_rows(folder / table["file"])):
             for comparison in _layout_row(folder, row, switch):

@@ -36,7 +36,7 @@ def _on_ranks(rank, world, shares):
     from conf.compose import compose
     from parallel.mesh.groups import init_groups
 
-    mesh = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
+    mesh = init_groups(compose(["parallel=data", "moe=dense"]).parallel)
     return unigram_nats(Corpus(), batches(shares[rank]), mesh)
 
 

@@ -27,7 +27,7 @@ def _count(rank, world, tp, stopping):
     from conf.compose import compose
     from parallel.mesh.groups import init_groups
 
-    layout = ["model.moe=dense", f"parallel.tp={tp}", "launch.nproc=2"]
+    layout = ["moe=dense", f"parallel.tp={tp}", "launch.nproc=2"]
     counts = count_tokens(ROWS, init_groups(compose(layout).parallel), stop=rank == stopping)
     return counts.targets, counts.inputs, counts.stop
 

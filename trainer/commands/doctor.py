@@ -117,7 +117,7 @@ def exchange(seat: Seat, mib: int, backend: str) -> tuple[str, float]:
     from trainer.device import local_device
 
     # A dense model and one sequence per rank: no number of ranks is refused for what the check does not use.
-    settings = ["parallel=data", "model.moe=dense", f"train.global_batch={seat.world}", f"parallel.backend={backend}"]
+    settings = ["parallel=data", "moe=dense", f"train.global_batch={seat.world}", f"parallel.backend={backend}"]
     cfg = compose(settings, world=(seat.world, seat.world))
     device = local_device(cfg)
     with meeting(cfg.parallel, **seat._asdict()) as mesh:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.derived.layers import NO_EXPERTS
 from measure.studies.arguments import Study, common_overrides
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def cell_name(experts: int, seed: int) -> str:
 
 
 def _overrides(experts: int, seed: int, study: Headline) -> tuple[str, ...]:
-    kind = ("model.moe=dense",) if experts == DENSE else (f"moe.num_experts={experts}",)
+    kind = NO_EXPERTS if experts == DENSE else (f"moe.num_experts={experts}",)
     chosen = any(line.startswith("model=") for line in study.overrides)
     return (
         *(() if chosen else (f"model={MODEL}",)),

@@ -15,7 +15,7 @@ from launch.commands.parameters import option
 from measure.studies.arguments import check_study, takes_study
 from measure.studies.headline.cells import DENSE, STUDY, Headline, cell_name, cells
 
-_OWNED = ("model.moe=", "moe.num_experts=", "moe.group_sequences=", "schedule=", "schedule.name=", "schedule.lr=",
+_OWNED = ("moe.num_experts=", "moe.group_sequences=", "schedule=", "schedule.name=", "schedule.lr=",
           "schedule.warmup_steps=")  # fmt: skip
 
 

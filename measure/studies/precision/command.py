@@ -30,7 +30,7 @@ def command(**options: Any) -> int:
 
 def run(study: PrecisionStudy) -> None:
     """Train what is missing, measure, publish."""
-    check_study(study, owned=("train.precision=", "moe.router_precision=", "model.moe="))
+    check_study(study, owned=("train.precision=", "moe.router_precision="))
     from measure.studies.grid import run_grid
     from measure.studies.markdown import publish
     from measure.studies.precision.page import page

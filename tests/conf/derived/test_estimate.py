@@ -83,7 +83,7 @@ def test_a_model_small_enough_to_count_by_hand():
 
 def test_the_dense_twin_has_the_flops_of_the_switch_but_for_the_router():
     switch = composed("model=switch_base_64")
-    dense = composed("model=switch_base_64", "model.moe=dense")
+    dense = composed("model=switch_base_64", "moe=dense")
     router = 3 * 2 * 768 * 64 * 6 * (512 + 114)
     assert flops_per_sequence(switch) - flops_per_sequence(dense) == router
     assert num_params(dense.model, dense.moe) == num_active_params(switch.model, switch.moe) - 12 * 768 * 64

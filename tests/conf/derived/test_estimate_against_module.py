@@ -26,7 +26,7 @@ TWINS = ["small", "switch_base_8", "switch_large_128", "switch_c_2048"]
 
 @pytest.mark.parametrize(
     "overrides",
-    [[f"model={preset}"] for preset in presets("model")] + [[f"model={p}", "model.moe=dense"] for p in TWINS],
+    [[f"model={preset}"] for preset in presets("model")] + [[f"model={p}", "moe=dense"] for p in TWINS],
     ids=" ".join,
 )
 def test_every_preset_has_the_parameters_of_its_module(overrides):
@@ -57,7 +57,7 @@ def test_odd_shapes_too_and_active_parameters_leave_out_all_experts_but_one(over
 
 @pytest.mark.parametrize("overrides", [[], ["model.ffn=gated_gelu", "model.tie_embeddings=false"]])
 def test_forward_flops_are_those_that_torch_counts(overrides):
-    cfg = composed("model.moe=dense", *overrides)
+    cfg = composed("moe=dense", *overrides)
     module = built(cfg)
     tokens = torch.ones(3, 20, dtype=torch.int64, device="meta")
     targets = torch.ones(3, 7, dtype=torch.int64, device="meta")

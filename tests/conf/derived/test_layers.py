@@ -42,7 +42,7 @@ def test_the_decoder_has_its_own_router_where_the_encoders_looks_ahead():
 
 
 def test_a_dense_run_has_the_same_layers_without_experts():
-    sparse, dense = compose([]), compose(["model.moe=dense"])
+    sparse, dense = compose([]), compose(["moe=dense"])
     assert not is_dense(sparse)
     assert is_dense(dense)
     plain = [replace(layer, experts=0, router=None) for layer in layers(sparse.model, sparse.moe)]

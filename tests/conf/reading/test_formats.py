@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
 
 from conf.compose import compose, dump, load, restore, to_dict, written
+from conf.derived.layers import is_dense
 from conf.errors import ConfigError, ConfigErrors
+from conf.reading.convert import flat
 from conf.reading.fields import leaf_types
 from conf.reading.formats import ADDED, CHANGES, FORMAT, hint_for, modern
 from tests.conf.composed import composed
@@ -72,3 +75,29 @@ def test_an_old_name_that_is_typed_gets_the_new_one():
     with pytest.raises(ConfigError, match=r"^optim\.relative_step: .*try optim\.scale_parameter$"):
         compose(["optim.relative_step=false"])
     assert hint_for("train.steps") is None
+
+
+OLD = Path(__file__).with_name("format_0.yaml")
+
+
+def test_a_file_of_a_release_without_formats_is_read_as_the_run_it_was():
+    words = (
+        "name=dense", "moe=dense", "launch.nproc=2", "train.steps=6", "train.eval_every=0", "train.eval_batches=1",
+        "train.save_every=3", "train.fill_samples=1", "data.cache_dir=cache", "logging.wandb_project=pointsman",
+    )  # fmt: skip
+    assert load(OLD) == compose(words)
+    assert is_dense(load(OLD))
+
+
+def test_every_field_that_old_files_lack_has_a_row():
+    """Whoever adds a field says at which value a run does what it did before."""
+    old = flat(modern(yaml.safe_load(OLD.read_text()), origin="here"))
+    assert old.keys() == leaf_types().keys()
+
+
+@pytest.mark.parametrize(("kind", "dense"), [("dense", True), ("switch", False)])
+def test_models_said_themselves_whether_they_have_experts(kind, dense):
+    tree = oldest("parallel.ep=1")
+    tree["model"]["moe"] = kind
+    assert is_dense(restore(tree, origin="here")) is dense
+    assert restore(tree, origin="here").moe.sparse_every == (0 if dense else 2)

@@ -140,7 +140,7 @@ def test_adafactor_and_untied_gated_models():
 
 @pytest.mark.slow
 def test_dense_models():
-    verdicts = run(plan("tp=2 dp=1 zero=2", "dp=2 zero=0", overrides=("model.moe=dense",), ranks=2))
+    verdicts = run(plan("tp=2 dp=1 zero=2", "dp=2 zero=0", overrides=("moe=dense",), ranks=2))
     assert_equal(verdicts)
     assert "routing" not in next(iter(verdicts.values())).findings.worst
 

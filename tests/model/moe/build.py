@@ -39,7 +39,7 @@ class Variant:
 
 def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) -> ModelConfig:
     return ModelConfig(
-        preset="test", moe="switch", vocab_size=128, d_model=d_model, d_ff=d_ff, d_kv=4, num_heads=2,
+        preset="test", vocab_size=128, d_model=d_model, d_ff=d_ff, d_kv=4, num_heads=2,
         num_encoder_layers=2, num_decoder_layers=2, ffn=ffn, tie_embeddings=True, share_embeddings=True,
         logit_scale="width", relative_buckets=8, relative_max_distance=16, dropout=0.0, attention_dropout=0.0,
         norm_epsilon=1e-6, init_scale=0.1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from parallel.layers.plain import PlainLayers
 from parallel.layers.sharding import cast_module
 from parallel.mesh.axes import single_process
 
+Kind = Literal["switch", "dense"]
 MODEL = ModelConfig(
     preset="test",
-    moe="dense",
     vocab_size=100,  # not a multiple of 128: some columns only pad
     d_model=16,
     d_ff=24,
@@ -70,10 +70,15 @@ def model_config(*, tie_embeddings: bool = True, **changes: Any) -> ModelConfig:
     return replace(MODEL, **tied | changes)
 
 
-def run_config(*, experts: MoeConfig = MOE, recompute: bool = True, **model: Any) -> Any:
+def moe_config(kind: Kind, experts: MoeConfig = MOE) -> MoeConfig:
+    """`experts`, or no layer with any."""
+    return experts if kind == "switch" else replace(experts, sparse_every=0, decoder_sparse_every=0)
+
+
+def run_config(*, moe: Kind = "dense", experts: MoeConfig = MOE, recompute: bool = True, **model: Any) -> Any:
     """The part of a run's configuration that building a model reads; `model` are fields of `ModelConfig`."""
     train = SimpleNamespace(activation_checkpointing=recompute)
-    return SimpleNamespace(model=model_config(**model), moe=experts, seed=1, train=train)
+    return SimpleNamespace(model=model_config(**model), moe=moe_config(moe, experts), seed=1, train=train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +93,14 @@ class Batch:
 def make_model(
     *,
     dtype: torch.dtype = torch.float64,
+    moe: Kind = "dense",
     experts: MoeConfig = MOE,
     recompute: bool = False,
     seed: int = 1,
     **changes: Any,
 ) -> SwitchTransformer:
     """A one-process model; `changes` are fields of `ModelConfig`."""
-    cfg = model_config(**changes)
+    cfg, experts = model_config(**changes), moe_config(moe, experts)
     module = SwitchTransformer(cfg, experts, layers=PlainLayers(), exchange=LocalExchange(), recompute=recompute)
     cast_module(module, dtype)
     initialise(module, single_process(), InitKey(seed=seed, scale=cfg.init_scale, rules=init_rules(experts)))

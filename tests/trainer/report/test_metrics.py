@@ -102,7 +102,7 @@ def _reduce_on_ranks(rank, world):
     from conf.compose import compose
     from parallel.mesh.groups import init_groups
 
-    mesh = init_groups(compose(["parallel=data", "model.moe=dense"]).parallel)
+    mesh = init_groups(compose(["parallel=data", "moe=dense"]).parallel)
     meter = Meter(pieces=100, layer_names=("encoder.1",))
     load = [4.0, 0.0] if rank == 0 else [0.0, 2.0]
     meter.add(output(LOSSES, [routing(load, load, tokens=sum(load))]), TARGETS, PARTS)

@@ -44,7 +44,7 @@ def test_relus_kink_is_left_out_but_where_rounding_is_too_small_to_cross_it():
 
 
 def test_a_dense_model_gets_dropout_alone():
-    assert [line.partition("=")[0] for line in plan("tp=2", overrides=("model.moe=dense",)).changes] == [
+    assert [line.partition("=")[0] for line in plan("tp=2", overrides=("moe=dense",)).changes] == [
         "model.dropout", "model.ffn", "optim.epsilon", "optim.weight_decay", "optim.clip_norm",
     ]  # fmt: skip
 
