@@ -61,7 +61,9 @@ def _subnormals(settings: Settings) -> Iterable[Row]:
 def _without_experts(settings: Settings) -> ConfigError | None:
     if not is_dense(settings.cfg):
         return None
-    return ConfigError("model.moe", got="dense", needs="experts, to hold against their dense twin", hint="switch")
+    return ConfigError(
+        "moe.sparse_every", got=0, needs="experts, to hold against their dense twin", hint="moe.sparse_every=2"
+    )
 
 
 def _without_exchange(settings: Settings) -> ConfigError | None:

@@ -105,6 +105,9 @@ def read_config(folder: Path) -> HfConfig:
             "expert_dropout": dropout,
             "group_sequences": 1,
         }
+        if not moe["sparse_every"] and not moe["decoder_sparse_every"]:
+            needs = "a layer with experts in one of the stacks: without any it is a T5"
+            raise ConfigError(f"{path}: num_sparse_decoder_layers", got=0, needs=needs)
     return HfConfig(
         path=path,
         kind=kind,
