@@ -217,8 +217,8 @@ class Recorded:
         total = ce.float() + parts.aux + parts.z
         made = {"loss": total, "loss_lm_only": ce, "loss_default_call": total if self.old else ce}
         for stack in STACKS if experts else ():
-            kept = tuple(getattr(output, f"{stack}_routing"))
-            alone = replace(output, **{f"{other}_routing": () for other in STACKS if other != stack})
+            kept = output.routing[stack]
+            alone = replace(output, routing={other: kept if other == stack else () for other in STACKS})
             loss = self._losses(alone) if kept else parts
             made[f"{stack}_aux_loss"] = loss.aux / moe.aux_loss_weight
             made[f"{stack}_z_loss"] = loss.z / moe.z_loss_weight
