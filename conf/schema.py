@@ -78,7 +78,7 @@ class RawMoeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawDataConfig:
-    """Where text comes from and how it becomes encoder-decoder pairs (T5 span corruption)."""
+    """Where text comes from and how it becomes pairs of inputs and targets."""
 
     source: str  # where documents come from; a row of conf.sources
     files: tuple[str, ...]  # source=text: globs of text, JSON, Parquet or Arrow; source=shards: directories
@@ -100,6 +100,7 @@ class RawDataConfig:
     sentinels: int  # <extra_id_0> .. ; ids count down from the end of the vocabulary
     encoder_length: int  # tokens after corruption, with EOS
     decoder_length: int | None  # None: what encoder_length implies (T5: 512 -> 114)
+    task: str  # what windows of text become; a row of conf.tasks.table
     noise_density: float  # share of the tokens that is masked (T5: 0.15)
     mean_span_length: float  # tokens of a masked span, on average (T5: 3)
     packing: PackingName  # concat: windows run across documents as in T5; document: windows are padded

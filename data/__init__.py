@@ -1,1 +1,1 @@
-"""Text to batches: sources, tokenizer, span corruption, loading. Never imports torch."""
+"""Text to batches: sources, tokenizer, tasks, loading. Never imports torch."""

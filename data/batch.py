@@ -56,16 +56,3 @@ class StepBatch:
     def real_targets(self) -> int:
         """Target tokens of this rank that are not padding."""
         return sum(batch.real_targets for batch in self.micro)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenMasks:
-    """Which target positions are text and which are sentinels; EOS and padding are neither (both are predictable)."""
-
-    text: BoolArray
-    sentinel: BoolArray
-
-
-def token_masks(targets: IntArray, *, pieces: int) -> TokenMasks:
-    """Masks of the shape of `targets`; ids from `pieces` on are sentinels (`Tokenizer.pieces`)."""
-    return TokenMasks(text=(targets > EOS_ID) & (targets < pieces), sentinel=targets >= pieces)

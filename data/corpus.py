@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.derived.windows import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from conf.sources import SOURCES
-from data.batch import IntArray, token_masks
+from conf.tasks.table import window_lengths
+from data.batch import IntArray
 from data.prepare import check_folders, prepare_finite
 from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, read_index
 from data.sources.finite import SPLITS, Split
 from data.streams.held_out import stream_validation
 from data.streams.stream import lane_windows, stream_fingerprint
 from data.streams.stream_tokenizer import stream_tokenizer
+from data.tasks.task import text_kind
 from data.text.tokenizer import Tokenizer
 from data.windows import IndexedWindows, Windows
 
@@ -64,7 +65,7 @@ class Corpus:
         return sum(shard.documents for index in self._indexes for shard in index.shards if shard.split == split)
 
     def tokens(self, split: Split) -> int | None:
-        """Tokens of a split before corruption; None for streams."""
+        """Tokens of text of a split; None for streams."""
         if self.streams:
             return None
         return sum(shard.tokens for index in self._indexes for shard in index.shards if shard.split == split)
@@ -79,7 +80,7 @@ class Corpus:
                 for shard in index.shards
                 if shard.split == split
             ]
-            raw = span_lengths(self.cfg.data).raw
+            raw = window_lengths(self.cfg.data).raw
             self._windows[split] = IndexedWindows(readers, raw=raw, packing=self.cfg.data.packing)
         return self._windows[split]
 
@@ -91,11 +92,11 @@ class Corpus:
     def unigram_nats(self, targets: IntArray) -> float:
         """Mean cross-entropy in nats of the text tokens of `targets` under the training split's token frequencies.
 
-        Add-one smoothing over the tokenizer's pieces. Text tokens are what `data.batch.token_masks` says: sentinels,
+        Add-one smoothing over the tokenizer's pieces. Text tokens are what `data.tasks.task.text_kind` says: sentinels,
         EOS and padding are left out, since their places are predictable. NaN when there is no text token. For streams
         the frequencies are those of the first windows of the first lane.
         """
-        text = targets[token_masks(targets, pieces=self.tokenizer.pieces).text]
+        text = targets[text_kind(self.tokenizer.pieces).mask(targets)]
         if text.size == 0:
             return math.nan
         counts = self._train_counts.astype(np.float64) + 1.0
@@ -105,7 +106,7 @@ class Corpus:
     def _train_counts(self) -> IntArray:
         counts = np.zeros(self.tokenizer.pieces, dtype=np.int64)
         if self.streams:
-            raw = span_lengths(self.cfg.data).raw
+            raw = window_lengths(self.cfg.data).raw
             lane = lane_windows(self.cfg.data, self.tokenizer, lane=0, raw=raw, start=0)
             for _, (tokens, _epoch) in zip(range(_UNIGRAM_STREAM_WINDOWS), lane, strict=False):
                 counts += np.bincount(tokens, minlength=len(counts))

@@ -38,7 +38,7 @@ def build_loader(
 ) -> Loader:
     """An iterator of `StepBatch`: endless for training, at most `train.eval_batches` long for validation.
 
-    Validation reads the first windows in order with the same corruption every time; it runs in this process.
+    Validation reads the first windows in order as the same pairs every time; it runs in this process.
     `shuffled_inputs` permutes the tokens of each encoder sequence.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Rows of the global batch: which window each row reads, corrupted and padded. A pure function of (step, row).
+"""Rows of the global batch: which window each row reads, and the pair it becomes. A pure function of (step, row).
 
 Shape suffixes: N rows made together, L encoder length, T decoder length.
 """
@@ -12,19 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.schema import RunConfig
+from conf.tasks.table import window_lengths
 from data.batch import EOS_ID, IntArray
 from data.corpus import Corpus
 from data.order import fold_key, permute, places
 from data.sources.finite import Split
 from data.streams.stream import lane_windows
-from data.tasks.span_corruption import SpanSettings, corrupt
+from data.tasks.task import task_of
 from data.text.tokenizer import Tokenizer
 from data.windows import Windows
 
-_VALIDATION_EPOCH = -(1 << 40)  # keys of evaluation: the same corruption every time, never one of training
+_VALIDATION_EPOCH = -(1 << 40)  # keys of evaluation: the same pairs every time, never one of training
 _SHUFFLE_TAG = 0x73687566
 
 
@@ -103,7 +103,7 @@ def _indexed_rows(corpus: Corpus, share: Share) -> Iterator[Rows]:
 
 
 def _stream_rows(corpus: Corpus, share: Share) -> Iterator[Rows]:
-    cfg, raw = corpus.cfg, span_lengths(corpus.cfg.data).raw
+    cfg, raw = corpus.cfg, window_lengths(corpus.cfg.data).raw
     per_lane = cfg.train.global_batch // cfg.data.stream_lanes
     lanes = rank_lanes(cfg, share.dp_rank, share.dp_size)[share.worker :: share.workers]
     start = share.start_step * per_lane
@@ -139,15 +139,7 @@ def _make(
     corpus: Corpus, share: Share, step: int, epoch: float, rows: IntArray, windows: Windows, keys: NDArray[np.int64]
 ) -> Rows:
     data = corpus.cfg.data
-    settings = SpanSettings(
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-        encoder_length=data.encoder_length,
-        decoder_length=data.decoder_length,
-        vocab_size=corpus.tokenizer.size,
-        seed=data.seed,
-    )
-    inputs_NL, targets_NT = corrupt(windows, keys, settings)
+    inputs_NL, targets_NT = task_of(data).make(windows, keys, data, corpus.tokenizer.size)
     if share.shuffled_inputs:
         inputs_NL = _shuffle(inputs_NL, keys, data.seed)
     return Rows(step, epoch, rows, inputs_NL, targets_NT)

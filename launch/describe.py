@@ -14,8 +14,8 @@ from conf.derived.estimate import (
 from conf.derived.groups import expert_capacity, group_tokens, micro_batch_size, slots_per_token
 from conf.derived.layers import is_dense, stacks
 from conf.derived.topology import topology
-from conf.derived.windows import span_lengths
 from conf.schema import RunConfig
+from conf.tasks.table import window_lengths
 
 Facts = list[tuple[str, str]]
 
@@ -68,7 +68,7 @@ def _layout_facts(cfg: RunConfig) -> Facts:
 
 
 def _data_facts(cfg: RunConfig) -> Facts:
-    lengths = span_lengths(cfg.data)
+    lengths = window_lengths(cfg.data)
     text = f"{lengths.raw} tokens of text become {lengths.inputs} encoder and {lengths.targets} decoder tokens"
     padded = f"padded to {cfg.data.encoder_length} and {cfg.data.decoder_length}"
     tokens = cfg.train.global_batch * (lengths.inputs + lengths.targets)

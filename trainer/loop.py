@@ -10,7 +10,7 @@ from data.batch import StepBatch
 from parallel.mesh.consensus import any_rank
 from trainer.checkpoint.store import SaveResult
 from trainer.evaluate import EvaluationStopped, evaluate
-from trainer.report.metrics import Meter, Report, flat_metrics, router_metrics
+from trainer.report.metrics import Meter, Report, flat_metrics, plural, router_metrics
 from trainer.report.progress import ProgressView
 from trainer.report.routing_table import routing_table
 from trainer.report.throughput import Throughput
@@ -124,7 +124,7 @@ class Loop:
         session.log.write(self.state.step, {**flat_metrics("eval", report), **routing})
         self.view.say(
             f"eval at step {self.state.step}: loss {report.loss:.3f} "
-            f"(text {report.loss_text:.3f}, sentinels {report.loss_sentinel:.3f})"
+            f"({', '.join(f'{plural(kind)} {loss:.3f}' for kind, loss in report.by_kind.items())})"
         )
         if report.layers:
             self.view.say(routing_table(report, capacity_factor=session.cfg.moe.eval_capacity_factor))

@@ -19,6 +19,7 @@ _IDENTITY = (
     "moe",
     "data.source",
     "data.seed",
+    "data.task",
     "data.encoder_length",
     "data.noise_density",
     "data.mean_span_length",

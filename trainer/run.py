@@ -12,6 +12,7 @@ from conf import compose
 from conf.derived.layers import is_dense
 from conf.schema import RunConfig
 from data.corpus import open_corpus
+from data.tasks.task import task_of
 from launch.process import noted
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
@@ -105,7 +106,9 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
         session.close(failed=failed)
     if is_main:
         saved = [path.name for path in session.store.list()]
-        lines += where_lines(session.run, session.log.where(), checkpoints=saved)
+        lines += where_lines(
+            session.run, session.log.where(), checkpoints=saved, command=task_of(session.cfg.data).command
+        )
         with suppress(OSError):  # a terminal or pipe that is gone
             print("\n".join(lines), flush=True)
     return stop.exit_code if ending == "stopped" else 0

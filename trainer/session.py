@@ -11,6 +11,7 @@ from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from data.corpus import Corpus
 from data.loader import Loader, build_loader
+from data.tasks.task import target_kinds
 from model.build import build_model
 from model.contract import Model
 from model.init import init_key, initial_masters
@@ -49,7 +50,7 @@ class Session:
     def new_meter(self) -> Meter:
         """A meter for one step or one evaluation."""
         return Meter(
-            pieces=self.corpus.tokenizer.pieces,
+            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.pieces),
             layer_names=layer_names(self.cfg),
         )
 

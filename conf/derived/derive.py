@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from conf.derived.groups import auto_group_sequences
-from conf.derived.windows import span_lengths
 from conf.schema import (
     DataConfig,
     ModelConfig,
@@ -21,6 +20,7 @@ from conf.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from conf.tasks.table import window_lengths
 
 REFERENCE_WARMUP_STEPS = 10_000
 Filled = TypeVar("Filled")
@@ -75,7 +75,7 @@ def _resolve_data(data: RawDataConfig) -> DataConfig:
     return _filled(
         DataConfig,
         data,
-        decoder_length=_given(data.decoder_length, span_lengths(data).targets),
+        decoder_length=_given(data.decoder_length, window_lengths(data).targets),
         files=_absolute(data.files),
         validation_files=_absolute(data.validation_files),
         hub_files=_absolute(data.hub_files),

@@ -48,6 +48,7 @@ ADDED = (
     Added(1, "moe.router_precision", "fp32"),
     Added(2, "logging.tensorboard", False),
     Added(3, "data.bad_rows", "refuse"),
+    Added(4, "data.task", "span_corruption"),
 )
 
 

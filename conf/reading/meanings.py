@@ -17,10 +17,12 @@ from conf.optimizers import OPTIMIZERS
 from conf.reading.fields import hints, leaf_types, without_none
 from conf.routing.routers import ROUTERS
 from conf.sources import SOURCES
+from conf.tasks.table import TASKS
 
 # Fields whose values are rows of a table.
 TABLES = {
     "data.source": tuple(SOURCES),
+    "data.task": tuple(TASKS),
     "launch.launcher": tuple(LAUNCHERS),
     "moe.decoder_router": tuple(ROUTERS),
     "moe.router": tuple(ROUTERS),

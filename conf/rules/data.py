@@ -1,15 +1,15 @@
-"""Checks of the data section: sources and their files, span corruption, vocabulary."""
+"""Checks of the data section: sources and their files, the task, vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from conf.derived.topology import topology
-from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.rules.ranges import at_least, divisors, listed, nearest, one_of, share
 from conf.schema import RawDataConfig, RunConfig
 from conf.sources import PLACES, SOURCES
+from conf.tasks.table import TASKS, window_lengths
 
 Problems = Iterator[ConfigError]
 
@@ -34,6 +34,7 @@ def check_data(data: RawDataConfig) -> Problems:
         )
     if not data.cache_dir:
         yield ConfigError("data.cache_dir", got="", needs="a folder", hint="data.cache_dir=cache")
+    yield from one_of("data.task", data.task, TASKS)
     yield from _check_source(data)
 
 
@@ -56,12 +57,9 @@ def _check_source(data: RawDataConfig) -> Problems:
             )
 
 
-def check_corruption(cfg: RunConfig) -> Problems:
-    """Spans of a full window fit the decoder, the sentinels and between the text that is kept."""
-    data = cfg.data
-    lengths = span_lengths(data)
-    spans = lengths.spans
-    noise = lengths.targets - spans - 1
+def check_task(cfg: RunConfig) -> Problems:
+    """The targets of a full window fit the decoder, and the rules of the task hold."""
+    data, lengths = cfg.data, window_lengths(cfg.data)
     if data.decoder_length < lengths.targets:
         yield ConfigError(
             "data.decoder_length",
@@ -69,20 +67,7 @@ def check_corruption(cfg: RunConfig) -> Problems:
             needs=f"at least {lengths.targets}, the targets of encoder_length = {data.encoder_length}",
             hint=f"data.decoder_length={lengths.targets}",
         )
-    if lengths.inputs > data.encoder_length or lengths.raw - noise < spans:
-        yield ConfigError(
-            "data.mean_span_length",
-            got=data.mean_span_length,
-            needs=f"spans ({spans}) with text between them ({lengths.raw - noise} tokens are kept)",
-            hint="data.mean_span_length=3 data.noise_density=0.15",
-        )
-    if spans > data.sentinels:
-        yield ConfigError(
-            "data.sentinels",
-            got=data.sentinels,
-            needs=f"one for each of the {spans} spans of a window",
-            hint=f"data.sentinels={spans}, or a larger data.mean_span_length",
-        )
+    yield from TASKS[data.task].check(data)
 
 
 def check_vocabulary(cfg: RunConfig) -> Problems:

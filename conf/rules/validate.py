@@ -15,7 +15,7 @@ from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
 from conf.reading.convert import raise_all
-from conf.rules.data import check_corruption, check_vocabulary
+from conf.rules.data import check_task, check_vocabulary
 from conf.rules.files import check_files
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
 from conf.rules.sections import check_fields, check_run
@@ -35,7 +35,7 @@ def validate(raw: RawRunConfig, *, files: Files = "checked") -> RunConfig:
     problems = [*check_ranks(cfg)]
     if not problems:  # everything below divides by the sizes of the axes
         problems += [*check_shards(cfg), *check_experts(cfg), *check_batch(cfg, raw)]
-    problems += [*check_sparse(cfg, raw), *check_vocabulary(cfg), *check_corruption(cfg), *check_schedule(cfg)]
+    problems += [*check_sparse(cfg, raw), *check_vocabulary(cfg), *check_task(cfg), *check_schedule(cfg)]
     if files == "checked":
         problems += check_files(raw)
     raise_all(problems)

@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 
-from conf.derived.windows import span_lengths
 from conf.schema import RunConfig
+from conf.tasks.table import window_lengths
 from data.cache import cached
 from data.files import sha256_bytes
 from data.notice import Progress, silent
@@ -20,7 +20,7 @@ from data.windows import Windows
 
 def stream_validation(cfg: RunConfig, tokenizer: Tokenizer, *, progress: Progress = silent) -> Windows:
     """As many windows as an evaluation asks for, or all there are. Raises DataError when the text cannot be read."""
-    wanted, raw = cfg.train.eval_batches * cfg.train.global_batch, span_lengths(cfg.data).raw
+    wanted, raw = cfg.train.eval_batches * cfg.train.global_batch, window_lengths(cfg.data).raw
     if wanted == 0:
         return []
 

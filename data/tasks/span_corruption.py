@@ -15,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.derived.windows import corrupted_lengths
+from conf.schema import DataConfig
+from conf.tasks.span_corruption import corrupted_lengths
 from data.batch import EOS_ID, PAD_ID, BoolArray, IntArray
+from data.tasks.task import Pairs, Sample, Task, TokenKind, clip
+from data.text.tokenizer import Tokenizer
 
 
 class SpanSettings(NamedTuple):
@@ -37,15 +40,8 @@ class SpanCounts(NamedTuple):
     spans: int
 
 
-class Corrupted(NamedTuple):
-    """Encoder inputs [B, L] and decoder targets [B, T], padded with 0."""
-
-    inputs_BL: IntArray
-    targets_BT: IntArray
-
-
 def span_counts(raw: int, noise_density: float, mean_span_length: float) -> SpanCounts:
-    """How many of `raw` tokens are noise and in how many spans; agrees with `conf.derived.windows.corrupted_lengths`.
+    """How many of `raw` tokens are noise and in how many spans; agrees with `conf.tasks.span_corruption`.
 
     One token alone cannot be both noise and context: it stays in the inputs, as in the reference.
     """
@@ -56,7 +52,7 @@ def span_counts(raw: int, noise_density: float, mean_span_length: float) -> Span
     return SpanCounts(noise, min(lengths.targets - noise - 1, noise, raw - noise))
 
 
-def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], settings: SpanSettings) -> Corrupted:
+def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], settings: SpanSettings) -> Pairs:
     """Corrupt windows of any lengths >= 1 (0: a row of padding); `keys` [B, 2] is (epoch, window) of each.
 
     The result for a window depends on its tokens, its key and the settings, never on its neighbours.
@@ -75,7 +71,7 @@ def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], set
         targets = _mark_spans(tokens_BR, ~mask_BR, settings.vocab_size)
         inputs_BL[rows, : inputs.shape[1]] = inputs
         targets_BT[rows, : targets.shape[1]] = targets
-    return Corrupted(inputs_BL, targets_BT)
+    return Pairs(inputs_BL, targets_BT)
 
 
 def noise_mask(raw: int, keys: NDArray[np.int64], settings: SpanSettings) -> BoolArray:
@@ -120,3 +116,53 @@ def _mark_spans(tokens_BR: IntArray, mask_BR: BoolArray, vocab_size: int) -> Int
     marked_BR = np.where(first_BR, vocab_size - np.cumsum(first_BR, axis=1), tokens_BR)
     kept = marked_BR[~mask_BR | first_BR].reshape(len(tokens_BR), -1)
     return np.concatenate([kept, np.full((len(kept), 1), EOS_ID, dtype=np.int64)], axis=1)
+
+
+def parse_spans(tokenizer: Tokenizer, generated: Sequence[int], count: int) -> list[list[int]]:
+    """Ids after sentinel k up to the next sentinel, for k < count; empty where sentinel k was not generated."""
+    spans: list[list[int]] = [[] for _ in range(count)]
+    current: int | None = None
+    for token in generated:
+        if token == EOS_ID:
+            break
+        index = tokenizer.size - 1 - token
+        if 0 <= index < tokenizer.sentinels:
+            current = index if index < count and not spans[index] else None
+        elif current is not None and token > EOS_ID:
+            spans[current].append(token)
+    return spans
+
+
+def _make(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], data: DataConfig, vocab_size: int) -> Pairs:
+    settings = SpanSettings(
+        noise_density=data.noise_density,
+        mean_span_length=data.mean_span_length,
+        encoder_length=data.encoder_length,
+        decoder_length=data.decoder_length,
+        vocab_size=vocab_size,
+        seed=data.seed,
+    )
+    return corrupt(windows, keys, settings)
+
+
+def _kinds(pieces: int) -> dict[str, TokenKind]:
+    """Sentinels come in a fixed order and flatter a total."""
+    return {"sentinel": TokenKind(pieces)}
+
+
+def _show(tokenizer: Tokenizer, sample: Sample) -> list[str]:
+    """The first spans, true and filled."""
+    wanted = [index for index in range(tokenizer.sentinels) if tokenizer.sentinel_id(index) in sample.inputs][:4]
+    true = parse_spans(tokenizer, sample.targets, tokenizer.sentinels)
+    ours = parse_spans(tokenizer, sample.output, tokenizer.sentinels)
+    pairs = "  ".join(f"{tokenizer.decode(true[k])!r} -> {tokenizer.decode(ours[k])!r}" for k in wanted)
+    return [f"  ... {clip(tokenizer.decode(sample.inputs))}", f"      {pairs}"]
+
+
+TASK = Task(
+    make=_make,
+    kinds=_kinds,
+    show=_show,
+    shown="spans filled on held-out text (true -> filled):",
+    command=("fill spans", "fill", "import <mask> as np"),
+)

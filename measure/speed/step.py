@@ -19,6 +19,7 @@ from conf.derived.topology import topology
 from conf.reading.setting_files import merged
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch
+from data.tasks.task import target_kinds
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
@@ -70,7 +71,7 @@ def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
     batch = synthetic_batch(cfg, dp_rank=mesh.dp.rank)
 
     def work() -> object:
-        meter = Meter(pieces=cfg.data.tokenizer_vocab, layer_names=layer_names(cfg))
+        meter = Meter(kinds=target_kinds(cfg.data, cfg.data.tokenizer_vocab), layer_names=layer_names(cfg))
         return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device)
 
     return work

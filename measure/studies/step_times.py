@@ -17,6 +17,7 @@ from conf.derived.layers import layer_names
 from data.batch import StepBatch
 from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
+from data.tasks.task import target_kinds
 from parallel.engine.protocol import Engine
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
@@ -85,7 +86,9 @@ class _Stepper:
         """Seconds of one training step on batch `turn`; at a rate of 0, so that all turns measure the same model."""
         batch: StepBatch = next(self._batches)
         assert batch.step == turn, f"batch {batch.step} in turn {turn}"
-        meter = Meter(pieces=self.corpus.tokenizer.pieces, layer_names=layer_names(self.cfg))
+        meter = Meter(
+            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.pieces), layer_names=layer_names(self.cfg)
+        )
         gc.collect()
         self._wait()
         began = time.perf_counter()

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conf.derived.windows import span_lengths
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
-from data.batch import token_masks
+from conf.tasks.span_corruption import span_lengths
 from data.children import Child
 from data.corpus import open_corpus
 from data.loader import build_loader
+from data.tasks.task import target_kinds
 from tests.data.helpers import same, stacked, steps, text_config
 
 
@@ -94,11 +94,13 @@ def test_shapes_and_padding(cfg: RunConfig) -> None:
         assert (np.count_nonzero(one.inputs_BL) == 8 * lengths.inputs) == full
 
 
-def test_masks_by_hand() -> None:
+def test_masks_by_hand(cfg: RunConfig) -> None:
     targets = np.array([[99, 5, 6, 98, 7, 1, 0]])
-    masks = token_masks(targets, pieces=90)
-    assert masks.text.tolist() == [[False, True, True, False, True, False, False]]
-    assert masks.sentinel.tolist() == [[True, False, False, True, False, False, False]]
+    masks = {name: kind.mask(targets).tolist() for name, kind in target_kinds(cfg.data, 90).items()}
+    assert masks == {
+        "text": [[False, True, True, False, True, False, False]],
+        "sentinel": [[True, False, False, True, False, False, False]],
+    }
 
 
 def test_validation_is_the_same_every_time_and_apart_from_training(cfg: RunConfig) -> None:

@@ -49,7 +49,7 @@ class Batches:
         return SimpleNamespace(epoch=0.0)
 
 
-REPORT = Report(loss=1.0, aux_loss=0.0, z_loss=0.0, loss_text=1.0, loss_sentinel=1.0, tokens=1.0, layers=())
+REPORT = Report(loss=1.0, aux_loss=0.0, z_loss=0.0, by_kind={"text": 1.0, "sentinel": 1.0}, tokens=1.0, layers=())
 
 
 def events(monkeypatch, *, step=0, stop_after=None, stop_in_evaluation_at=None):

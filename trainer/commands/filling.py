@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from conf.derived.windows import span_lengths
 from conf.errors import ConfigError
 from conf.schema import DataConfig
+from conf.tasks.span_corruption import span_lengths, spans_of
 from data.batch import EOS_ID
+from data.tasks.span_corruption import parse_spans
+from data.tasks.task import Sample, task_of
 from data.text.tokenizer import Tokenizer
 from model.contract import Model, generative
 from model.generate import GenerateOptions, generate
@@ -48,9 +50,17 @@ def split_masks(text: str) -> list[str]:
     return pieces
 
 
+def check_fills(data: DataConfig) -> None:
+    """Raise `ConfigError` for the settings of a model that was not trained to fill spans."""
+    if data.task != "span_corruption":
+        raise ConfigError(
+            "data.task", got=data.task, needs="span_corruption, for a model that fills spans", hint="pointsman generate"
+        )
+
+
 def untrained_masks(texts: Sequence[str], data: DataConfig) -> str | None:
     """What to tell a person whose texts have more masks than the windows the model was trained on had spans."""
-    trained = span_lengths(data).spans
+    trained = spans_of(span_lengths(data))
     most = max(len(split_masks(text)) - 1 for text in texts)
     if most <= trained:
         return None
@@ -69,21 +79,6 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
     for index, piece in enumerate(pieces[1:]):
         ids += [tokenizer.sentinel_id(index), *tokenizer.encode(piece)]
     return [*ids, EOS_ID]
-
-
-def parse_spans(tokenizer: Tokenizer, generated: Sequence[int], count: int) -> list[list[int]]:
-    """Ids after sentinel k up to the next sentinel, for k < count; empty where sentinel k was not generated."""
-    spans: list[list[int]] = [[] for _ in range(count)]
-    current: int | None = None
-    for token in generated:
-        if token == EOS_ID:
-            break
-        index = tokenizer.size - 1 - token
-        if 0 <= index < tokenizer.sentinels:
-            current = index if index < count and not spans[index] else None
-        elif current is not None and token > EOS_ID:
-            spans[current].append(token)
-    return spans
 
 
 def fill_texts(module: Model, tokenizer: Tokenizer, texts: Sequence[str], options: GenerateOptions) -> list[Filled]:
@@ -131,7 +126,7 @@ def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 
 def sample_lines(session: Session) -> list[str]:
-    """A few held-out windows with the spans the model fills and the true ones (collective)."""
+    """A few held-out windows with what the model makes of them and what is true (collective)."""
     count = session.cfg.train.fill_samples
     if count == 0:
         return []
@@ -147,21 +142,8 @@ def sample_lines(session: Session) -> list[str]:
         return not any_rank(not done, session.mesh)
 
     generated = generate_rows(session.module, tokenizer, inputs, options, all_finished=all_finished)
-    lines = ["spans filled on held-out text (true -> filled):"]
-    for source, target, output in zip(inputs, targets, generated, strict=True):
-        lines += _sample(tokenizer, source, target, output)
+    task = task_of(session.cfg.data)
+    lines = [task.shown]
+    for pair in map(Sample, inputs, targets, generated):
+        lines += task.show(tokenizer, pair)
     return lines
-
-
-def _sample(tokenizer: Tokenizer, source: list[int], target: list[int], output: list[int]) -> list[str]:
-    wanted = [index for index in range(tokenizer.sentinels) if tokenizer.sentinel_id(index) in source][:4]
-    true = parse_spans(tokenizer, target, tokenizer.sentinels)
-    ours = parse_spans(tokenizer, output, tokenizer.sentinels)
-    context = tokenizer.decode([token for token in source if token > EOS_ID])
-    pairs = "  ".join(f"{tokenizer.decode(true[k])!r} -> {tokenizer.decode(ours[k])!r}" for k in wanted)
-    return [f"  ... {_clip(context)}", f"      {pairs}"]
-
-
-def _clip(text: str, width: int = 96) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else flat[:width] + " ..."

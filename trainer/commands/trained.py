@@ -14,9 +14,10 @@ from data.batch import EOS_ID, StepBatch
 from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
 from data.prepare import prepare_data
+from data.tasks.task import target_kinds
 from data.text.tokenizer import Tokenizer
 from trainer.commands.arguments import Decoding
-from trainer.commands.filling import Filled, encode_masked, fill_texts, generate_rows, has_mask
+from trainer.commands.filling import Filled, check_fills, encode_masked, fill_texts, generate_rows, has_mask
 from trainer.evaluate import evaluate, unigram_nats
 from trainer.loading import LoadedRun, load_run
 from trainer.report.metrics import Meter, Report
@@ -61,8 +62,9 @@ class TrainedModel:
     def fill(self, texts: Sequence[str], **decoding: Any) -> list[Filled]:
         """Every `<mask>` (or `<extra_id_0>`, ..) of every text filled; keywords are the fields of `Decoding`.
 
-        Raises ConfigError for a text without a mask and for options out of range.
+        Raises ConfigError for a model of another task, a text without a mask and options out of range.
         """
+        check_fills(self.config.data)
         options = Decoding(**{"max_length": 64, **decoding}).options()
         return fill_texts(self.loaded.module, self.loaded.tokenizer, texts, options)
 
@@ -100,7 +102,9 @@ class HeldOut:
     def report(self, *, shuffled: bool = False) -> Report:
         """Losses and routing; `shuffled`: of inputs whose tokens are out of order."""
         loaded = self._loaded
-        meter = Meter(pieces=self._corpus.tokenizer.pieces, layer_names=layer_names(loaded.cfg))
+        meter = Meter(
+            kinds=target_kinds(loaded.cfg.data, self._corpus.tokenizer.pieces), layer_names=layer_names(loaded.cfg)
+        )
         batches = self._batches(shuffled=shuffled)
         return evaluate(loaded.module, batches, meter, mesh=loaded.mesh, device=loaded.device)
 

@@ -5,20 +5,20 @@ Shape suffixes: B batch, T target length, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from data.batch import EOS_ID
+from data.tasks.task import TokenKind
 from model.contract import ModelOutput
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 
-SCALARS = ("ce", "aux", "z", "loss_sum", "tokens", "text_sum", "text_tokens", "sentinel_sum", "sentinel_tokens")
+SCALARS = ("ce", "aux", "z", "loss_sum", "tokens")  # before sum and count of each kind of target tokens
 _STATS = tuple(field.name for field in fields(RouterStats))
 
 
@@ -55,10 +55,14 @@ class Report:
     loss: float  # cross-entropy per real target token
     aux_loss: float  # weighted, as it enters the total
     z_loss: float  # weighted
-    loss_text: float  # over target tokens that are text
-    loss_sentinel: float  # over sentinel tokens, which come in a fixed order and flatter a total
+    by_kind: dict[str, float]  # over the target tokens of each kind: text, and what the task tells apart
     tokens: float  # real target tokens
     layers: tuple[LayerReport, ...]
+
+    @property
+    def loss_text(self) -> float:
+        """Over target tokens that are text."""
+        return self.by_kind["text"]
 
     @property
     def dropped(self) -> float:
@@ -69,9 +73,9 @@ class Report:
 class Meter:
     """Accumulates device-side sums of micro-batches without a host sync; `reduce` is the one collective."""
 
-    def __init__(self, *, pieces: int, layer_names: tuple[str, ...]) -> None:
-        """`pieces`: the tokenizer's text pieces; ids from there on are sentinels (as in `data.batch.token_masks`)."""
-        self._pieces = pieces
+    def __init__(self, *, kinds: Mapping[str, TokenKind], layer_names: tuple[str, ...]) -> None:
+        """`kinds` of target tokens, as `data.tasks.task.target_kinds` gives them."""
+        self._kinds = kinds
         self._layer_names = layer_names
         self._scalars: Tensor | None = None
         self._layers: list[Tensor] = []
@@ -81,14 +85,11 @@ class Meter:
         """Count one micro-batch; `parts` is None in evaluation."""
         loss_BT = output.token_loss_BT.detach().double()
         real_BT = targets_BT != 0
-        sentinel_BT = targets_BT >= self._pieces
-        text_BT = (targets_BT > EOS_ID) & ~sentinel_BT
         zero = loss_BT.new_zeros(())
         terms = (parts.ce, parts.aux, parts.z) if parts else (zero, zero, zero)
         values = [term.detach().double() for term in terms]
-        values += [(loss_BT * real_BT).sum(), real_BT.sum().double()]
-        values += [(loss_BT * text_BT).sum(), text_BT.sum().double()]
-        values += [(loss_BT * sentinel_BT).sum(), sentinel_BT.sum().double()]
+        for counted_BT in (real_BT, *(kind.mask(targets_BT) for kind in self._kinds.values())):
+            values += [(loss_BT * counted_BT).sum(), counted_BT.sum().double()]
         stacked = torch.stack(values)
         self._scalars = stacked if self._scalars is None else self._scalars + stacked
         self._add_layers(output.layers)
@@ -113,7 +114,12 @@ class Meter:
         collectives.all_reduce(everything, mesh.dp)
         values = everything.tolist()
         named = dict(zip(SCALARS, values, strict=False))
-        layers, offset = [], len(SCALARS)
+        offset = len(SCALARS)
+        by_kind = {}
+        for kind in self._kinds:
+            by_kind[kind] = values[offset] / max(values[offset + 1], 1.0)
+            offset += 2
+        layers = []
         for name, vector, experts in zip(self._layer_names, self._layers, self._experts, strict=True):
             layers.append(_layer_report(name, values[offset : offset + vector.numel()], experts))
             offset += vector.numel()
@@ -121,8 +127,7 @@ class Meter:
             loss=named["loss_sum"] / max(named["tokens"], 1.0),
             aux_loss=named["aux"],
             z_loss=named["z"],
-            loss_text=named["text_sum"] / max(named["text_tokens"], 1.0),
-            loss_sentinel=named["sentinel_sum"] / max(named["sentinel_tokens"], 1.0),
+            by_kind=by_kind,
             tokens=named["tokens"],
             layers=tuple(layers),
         )
@@ -153,12 +158,16 @@ def _layer_report(name: str, values: list[float], experts: int) -> LayerReport:
     )
 
 
+def plural(kind: str) -> str:
+    """A kind of target tokens as people read it."""
+    return kind if kind == "text" else f"{kind}s"
+
+
 def flat_metrics(prefix: str, report: Report) -> dict[str, float]:
     """Stable metric names of a report's losses: `<prefix>/loss`, `<prefix>/loss_text`, ..."""
     metrics = {
         f"{prefix}/loss": report.loss,
-        f"{prefix}/loss_text": report.loss_text,
-        f"{prefix}/loss_sentinel": report.loss_sentinel,
+        **{f"{prefix}/loss_{kind}": loss for kind, loss in report.by_kind.items()},
         f"{prefix}/target_tokens": report.tokens,
     }
     if report.layers:

@@ -17,7 +17,8 @@ def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: floa
         lines.append(f"validation loss      {first_loss:.3f} -> {last.loss:.3f} nats per token (down {fall:.0%})")
     else:
         lines.append(f"validation loss      {last.loss:.3f} nats per token")
-    lines.append(f"  text tokens        {last.loss_text:.3f}   sentinel tokens {last.loss_sentinel:.3f}")
+    others = "".join(f"   {kind} tokens {loss:.3f}" for kind, loss in last.by_kind.items() if kind != "text")
+    lines.append(f"  text tokens        {last.loss_text:.3f}{others}")
     lines.append(
         f"unigram model        {unigram_nats:.3f} on the text tokens: the model is "
         f"{abs(unigram_nats - last.loss_text):.3f} nats {'better' if last.loss_text < unigram_nats else 'WORSE'}"
@@ -29,17 +30,23 @@ def learning_lines(*, first_loss: float | None, last: Report, unigram_nats: floa
     return lines
 
 
-def where_lines(run: RunDir, sinks: Sequence[str], *, checkpoints: Sequence[str]) -> list[str]:
-    """Paths of everything the run wrote (`sinks`: what the sinks say), and what to do next: commands to be pasted."""
+def where_lines(
+    run: RunDir, sinks: Sequence[str], *, checkpoints: Sequence[str], command: tuple[str, str, str]
+) -> list[str]:
+    """Paths of everything the run wrote (`sinks`: what the sinks say), and what to do next: commands to be pasted.
+
+    `command`: what the task invites to try (`data.tasks.task.Task`).
+    """
     root, name = shlex.quote(str(run.root)), shlex.quote(f"name={run.root.name}")
     if run.root.parent.name != "runs":
         name += " " + shlex.quote(f"runs_dir={run.root.parent}")
+    label, verb, text = command
     return [
         f"run folder           {run.root}",
         f"  configuration      {run.config}",
         f"  checkpoints        {run.checkpoints} ({', '.join(checkpoints) or 'none'})",
         *sinks,
         f"evaluate             pointsman eval {root}",
-        f"fill spans           pointsman fill {root} 'import <mask> as np'",
+        f"{label:<20} pointsman {verb} {root} {shlex.quote(text)}",
         f"continue             pointsman train {name} train.steps=...",
     ]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.derived.windows import corrupted_lengths
+from conf.tasks.span_corruption import corrupted_lengths
 from data.batch import EOS_ID, PAD_ID
 from data.tasks.span_corruption import SpanSettings, corrupt, noise_mask, span_counts
 

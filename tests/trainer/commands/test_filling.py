@@ -4,7 +4,8 @@ import pytest
 
 from conf.compose import compose
 from conf.errors import ConfigError
-from trainer.commands.filling import encode_masked, has_mask, parse_spans, split_masks, untrained_masks
+from data.tasks.span_corruption import parse_spans
+from trainer.commands.filling import encode_masked, has_mask, split_masks, untrained_masks
 
 
 class Letters:

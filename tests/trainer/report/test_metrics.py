@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.tasks.task import TokenKind, text_kind
 from model.contract import ModelOutput
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
@@ -35,6 +36,7 @@ def output(losses, layers):
     return ModelOutput(token_loss_BT=torch.tensor(losses), routing={"encoder": tuple(layers)})
 
 
+KINDS = {"text": text_kind(100), "sentinel": TokenKind(100)}
 PARTS = LossParts(total=torch.tensor(9.0), ce=torch.tensor(0.5), aux=torch.tensor(0.25), z=torch.tensor(0.125))
 # ids: 0 padding, 1 EOS, 5 text, 101 sentinel (pieces = 100)
 TARGETS = torch.tensor([[101, 5, 5, 1], [101, 5, 0, 0]])
@@ -42,19 +44,19 @@ LOSSES = [[1.0, 2.0, 4.0, 8.0], [3.0, 6.0, 0.0, 0.0]]
 
 
 def test_text_sentinels_and_eos_are_told_apart():
-    meter = Meter(pieces=100, layer_names=())
+    meter = Meter(kinds=KINDS, layer_names=())
     meter.add(output(LOSSES, []), TARGETS, PARTS)
     report = meter.reduce(single_process())
     assert report.tokens == 6
     assert report.loss == pytest.approx((1 + 2 + 4 + 8 + 3 + 6) / 6)
     assert report.loss_text == pytest.approx((2 + 4 + 6) / 3)
-    assert report.loss_sentinel == pytest.approx((1 + 3) / 2)
+    assert report.by_kind["sentinel"] == pytest.approx((1 + 3) / 2)
     assert report.aux_loss == 0.25
     assert flat_metrics("eval", report)["eval/loss_text"] == report.loss_text
 
 
 def test_two_micro_batches_add_up():
-    meter = Meter(pieces=100, layer_names=("encoder.1",))
+    meter = Meter(kinds=KINDS, layer_names=("encoder.1",))
     meter.add(output(LOSSES, [routing([3.0, 1.0], [2.0, 1.0], tokens=4.0)]), TARGETS, PARTS)
     meter.add(output(LOSSES, [routing([1.0, 5.0], [1.0, 4.0], tokens=6.0, aux=3.0)]), TARGETS, PARTS)
     report = meter.reduce(single_process())
@@ -69,7 +71,7 @@ def test_two_micro_batches_add_up():
 
 
 def test_router_metrics_have_stable_names():
-    meter = Meter(pieces=100, layer_names=("decoder.3",))
+    meter = Meter(kinds=KINDS, layer_names=("decoder.3",))
     meter.add(output(LOSSES, [routing([3.0, 1.0], [2.0, 1.0], tokens=4.0)]), TARGETS, None)
     report = meter.reduce(single_process())
     assert set(router_metrics(report, prefix="router", per_expert=True)) == {
@@ -81,7 +83,7 @@ def test_router_metrics_have_stable_names():
 
 def test_a_metric_that_is_registered_is_logged(monkeypatch):
     monkeypatch.setitem(LAYER_METRICS, "coldest", lambda layer: min(layer.load))
-    meter = Meter(pieces=100, layer_names=("encoder.1",))
+    meter = Meter(kinds=KINDS, layer_names=("encoder.1",))
     meter.add(output(LOSSES, [routing([3.0, 1.0], [2.0, 1.0], tokens=4.0)]), TARGETS, None)
     logged = router_metrics(meter.reduce(single_process()), prefix="router", per_expert=False)
     assert logged["router/encoder.1/coldest"] == 0.25
@@ -93,7 +95,7 @@ def test_every_metric_of_a_layer_has_a_line_on_the_page_of_metrics():
 
 
 def test_a_nan_is_noticed():
-    meter = Meter(pieces=100, layer_names=())
+    meter = Meter(kinds=KINDS, layer_names=())
     meter.add(output([[math.nan, 1.0]], []), torch.tensor([[5, 5]]), PARTS)
     assert not meter.is_finite()
 
@@ -103,7 +105,7 @@ def _reduce_on_ranks(rank, world):
     from parallel.mesh.groups import init_groups
 
     mesh = init_groups(compose(["parallel=data", "moe=dense"]).parallel)
-    meter = Meter(pieces=100, layer_names=("encoder.1",))
+    meter = Meter(kinds=KINDS, layer_names=("encoder.1",))
     load = [4.0, 0.0] if rank == 0 else [0.0, 2.0]
     meter.add(output(LOSSES, [routing(load, load, tokens=sum(load))]), TARGETS, PARTS)
     report = meter.reduce(mesh)

@@ -20,7 +20,7 @@ def layer(name, load, *, slots=1.25):
 
 def report(*layers):
     return Report(
-        loss=1.0, aux_loss=0.0, z_loss=0.0, loss_text=1.0, loss_sentinel=1.0, tokens=8.0, layers=tuple(layers)
+        loss=1.0, aux_loss=0.0, z_loss=0.0, by_kind={"text": 1.0, "sentinel": 1.0}, tokens=8.0, layers=tuple(layers)
     )
 
 

@@ -6,9 +6,11 @@ from trainer.report.metrics import Report
 from trainer.report.summary import learning_lines, where_lines
 from trainer.run_dir import RunDir
 
+COMMAND = ("fill spans", "fill", "a <mask>")
+
 
 def report(loss, text):
-    return Report(loss=loss, aux_loss=0.0, z_loss=0.0, loss_text=text, loss_sentinel=1.0, tokens=1.0, layers=())
+    return Report(loss=loss, aux_loss=0.0, z_loss=0.0, by_kind={"text": text, "sentinel": 1.0}, tokens=1.0, layers=())
 
 
 def test_three_measures():
@@ -28,16 +30,17 @@ def test_a_model_below_the_yardstick_is_called_worse():
 
 
 def test_where_everything_is(tmp_path):
-    lines = where_lines(RunDir(root=tmp_path), ["  W&B  here"], checkpoints=["step_00000004"])
+    lines = where_lines(RunDir(root=tmp_path), ["  W&B  here"], checkpoints=["step_00000004"], command=COMMAND)
     assert "  W&B  here" in lines
     assert "(step_00000004)" in "\n".join(lines)
-    assert "(none)" in "\n".join(where_lines(RunDir(root=tmp_path), [], checkpoints=[]))
+    assert "(none)" in "\n".join(where_lines(RunDir(root=tmp_path), [], checkpoints=[], command=COMMAND))
 
 
 def test_the_commands_can_be_pasted(tmp_path):
     """Names with blanks are quoted, and a folder other than runs/ is named."""
     root = tmp_path / "my runs" / "a b"
-    lines = where_lines(RunDir(root=root), [], checkpoints=[])
+    lines = where_lines(RunDir(root=root), [], checkpoints=[], command=COMMAND)
     words = [shlex.split(line)[1:] for line in lines[-3:]]
     assert ["pointsman", "eval", str(root)] in words
+    assert ["spans", "pointsman", "fill", str(root), "a <mask>"] in words
     assert words[-1][-5:] == ["pointsman", "train", "name=a b", f"runs_dir={root.parent}", "train.steps=..."]

@@ -3,7 +3,7 @@
 import pytest
 
 from conf.compose import compose
-from conf.derived.windows import corrupted_lengths, span_lengths
+from conf.tasks.span_corruption import corrupted_lengths, span_lengths
 
 
 def test_t5_lengths():

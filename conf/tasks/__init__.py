@@ -1,0 +1,1 @@
+"""What a configuration must know of each task: its lengths and its rules."""
