@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 4
+FORMAT = 5
 KEY = "format"  # of the number in a written configuration
 
 
@@ -48,7 +48,7 @@ ADDED = (
     Added(1, "moe.router_precision", "fp32"),
     Added(2, "logging.tensorboard", False),
     Added(3, "data.bad_rows", "refuse"),
-    Added(4, "data.task", "span_corruption"),
+    Added(5, "data.task", "span_corruption"),
 )
 
 
