@@ -240,7 +240,10 @@ def test_a_signal_to_every_process_loses_no_row_and_prints_nothing(monkeypatch, 
         log.close()
         if wandb == "offline":
             upload(log)
-        assert [server.steps(name) for name in server.history] == [[1, 2]]
+        # A server that has not shown the first row yet when a successor asks gets all rows under an id of its own.
+        *begun, whole = [server.steps(name) for name in server.history]
+        assert whole == [1, 2]
+        assert begun in ([], [[1]])
         assert server.overwritten == []
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
