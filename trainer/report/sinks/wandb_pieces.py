@@ -48,10 +48,15 @@ class Pieces:
     pieces: tuple[Piece, ...] = ()
     note: str | None = None  # why the newest piece is offline although online was asked for
 
-    def id_to_continue(self) -> str | None:
-        """The id under which an online recording goes on: that of the newest piece, if the server has it."""
+    def id_to_continue(self, *, again: bool) -> str | None:
+        """The id under which an online recording goes on: that of the newest piece, if the server has it.
+
+        A piece that is kept is left to its upload, which would write over what follows under its id; but not by what
+        records its rows `again` and so replaces it.
+        """
         last = self.pieces[-1] if self.pieces else None
-        return last.id if last and last.mode == "online" and last.ending in ("open", "sent") else None
+        endings = ("open", "sent", "kept") if again else ("open", "sent")
+        return last.id if last and last.mode == "online" and last.ending in endings else None
 
     def fresh_id(self) -> str:
         """An id that no piece has used."""

@@ -130,7 +130,7 @@ def _open(order: Order, path: Path) -> _Opened:
 
 def _continued(order: Order, path: Path, pieces: Pieces) -> _Opened | None:
     """The W&B run that was online before, where its rows on the server end; None if there is none such."""
-    name = pieces.id_to_continue()
+    name = pieces.id_to_continue(again=order.again)
     if name is None:
         return None
     run = _init(order, pieces, name, "online")

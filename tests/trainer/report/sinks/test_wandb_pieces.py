@@ -29,8 +29,21 @@ def test_ids_are_of_the_folder_and_not_of_its_name():
 )
 def test_who_may_go_on_under_an_id(pieces, continued, fresh):
     known = Pieces(id="i", pieces=pieces)
-    assert known.id_to_continue() == continued
+    assert known.id_to_continue(again=False) == continued
     assert known.fresh_id() == fresh
+
+
+@pytest.mark.parametrize(
+    ("last", "continued"),
+    [
+        (piece("i", "online", "kept"), "i"),  # read to its end, but its process died before the server had all
+        (piece("i", "online", "open"), "i"),
+        (piece("i", "offline", "kept"), None),
+        (piece("i", "online", "replaced"), None),
+    ],
+)
+def test_what_records_the_same_rows_again_goes_on_under_their_id(last, continued):
+    assert Pieces(id="i", pieces=(last,)).id_to_continue(again=True) == continued
 
 
 def test_what_was_cut_off_offline_is_to_be_uploaded_too():
