@@ -48,7 +48,8 @@ MAY_UNPICKLE = (
     "trainer/checkpoint/",
     "model/hf/files.py",  # weights_only, which refuses anything but tensors
     "data/children.py",  # bytes of a private pipe to a process that it started itself, never of a file
-    "launch/ranks/",  # the same
+    "launch/ranks/child.py",  # the same
+    "launch/ranks/rank.py",  # the same
 )
 UNSAFE_READS = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "torch.hub.load", "dill.load"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILES = 400, 60, 12

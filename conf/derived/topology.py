@@ -12,7 +12,6 @@ from typing import Literal
 from conf.schema import RawRunConfig, RunConfig
 
 AxisName = Literal["world", "tp", "dp", "ep", "etp", "edp"]
-AXIS_NAMES: tuple[AxisName, ...] = ("world", "tp", "dp", "ep", "etp", "edp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,7 +47,7 @@ class Rank:
     def receive(self) -> Answer:
         """Its answer, or how it ended."""
         try:
-            return pickle.loads(self.line.recv_bytes())
+            return pickle.loads(self.line.recv_bytes())  # of a process that we started ourselves
         except (EOFError, OSError):
             self.process.join(_REAP_S)
             code = self.process.exitcode

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 
 from conf.compose import compose
-from conf.derived.topology import AXIS_NAMES, Topology, topology
+from conf.derived.topology import AxisName, Topology, topology
 
 # The five layouts of the Switch paper's section 5 on 8 ranks: (tp, ep, etp).
 LAYOUTS = {"data": (1, 1, 1), "model": (8, 1, 8), "model+data": (2, 1, 2), "expert+data": (1, 8, 1), "all": (2, 4, 2)}
@@ -34,7 +35,7 @@ def test_expert_parallelism_may_span_tensor_ranks():
 def test_every_axis_partitions_the_ranks(layout):
     tp, ep, etp = layout
     t = Topology(world=8, tp=tp, ep=ep, etp=etp)
-    for axis in AXIS_NAMES:
+    for axis in get_args(AxisName):
         groups = t.groups(axis)
         assert sorted(itertools.chain(*groups)) == list(range(8))
         assert {len(group) for group in groups} == {t.size(axis)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from conf.derived.topology import AXIS_NAMES, Topology
+from conf.derived.topology import AxisName, Topology
 from parallel.layers.sharding import (
     ParamSpec,
     cast_module,
@@ -32,7 +33,7 @@ def groups_at(rank: int, *, world: int, tp: int = 1, ep: int = 1, etp: int | Non
         ranks = topology.members(name, rank)
         return Axis(name=name, size=len(ranks), rank=ranks.index(rank), ranks=ranks, group=None)
 
-    return Mesh(**{name: axis(name) for name in AXIS_NAMES}, control=axis("world"))
+    return Mesh(**{name: axis(name) for name in get_args(AxisName)}, control=axis("world"))
 
 
 def parameter(shape: tuple[int, ...], **spec) -> nn.Parameter:

@@ -6,11 +6,12 @@ import os
 import socket
 import sys
 import time
+from typing import get_args
 
 import pytest
 import torch
 
-from conf.derived.topology import AXIS_NAMES, Topology
+from conf.derived.topology import AxisName, Topology
 from conf.errors import SetupError
 from conf.schema import ParallelConfig
 from parallel.mesh.collectives import all_reduce
@@ -31,7 +32,7 @@ def compare_on_fake(rank: int, world: int, layouts: list, size: int) -> int:
         topology = Topology(world=size, tp=tp, ep=ep, etp=tp if etp is None else etp)
         for r in range(size):
             mesh = init_groups(parallel_config(tp, ep, etp), backend="fake", world=size, rank=r)
-            for name in AXIS_NAMES:
+            for name in get_args(AxisName):
                 axis = getattr(mesh, name)
                 assert axis.ranks == topology.members(name, r)
                 assert (axis.size, axis.rank) == (topology.size(name), topology.position(name, r))
@@ -101,7 +102,7 @@ def misuse(rank: int, world: int) -> str:
 @pytest.mark.parametrize("size", [4, 8])
 def test_topology_is_what_megatron_builds(size):
     layouts = [*LAYOUTS, (8, 1, None), (2, 8, 1)] if size == 8 else LAYOUTS
-    assert run_ranks(compare_on_fake, 1, layouts, size, backend=None) == [len(layouts) * size * len(AXIS_NAMES)]
+    assert run_ranks(compare_on_fake, 1, layouts, size, backend=None) == [len(layouts) * size * len(get_args(AxisName))]
 
 
 def test_2048_ranks_are_planned_in_one_process_within_a_second():
