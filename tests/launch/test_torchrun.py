@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,24 +16,11 @@ from launch.torchrun import (
     threads_per_rank,
     torchrun_arguments,
 )
+from tests.settings import LAUNCH
 
 
 def launch(**changes: Any) -> LaunchConfig:
-    values: dict[str, Any] = {
-        "launcher": "local",
-        "nproc": 2,
-        "nodes": 1,
-        "threads_per_rank": None,
-        "rdzv_endpoint": None,
-        "max_restarts": 0,
-        "slurm_partition": None,
-        "slurm_account": None,
-        "slurm_time": "24:00:00",
-        "slurm_gpus_per_node": None,
-        "slurm_cpus_per_task": None,
-        "slurm_container": None,
-    }
-    return LaunchConfig(**{**values, **changes})
+    return replace(LAUNCH, **changes)
 
 
 def test_one_node_arguments() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.schema import ParallelConfig
 from model.build import build_model
 from model.losses import LossScale, micro_batch_loss
 from parallel.layers.sharding import replica_axis, shard_of, tagged_parameters
@@ -22,6 +21,7 @@ from parallel.mesh.groups import init_groups
 from parallel.rng import NoiseKey
 from tests.harness import run_ranks
 from tests.model.t5.build import make_batch
+from tests.settings import parallel_config
 
 ROWS = 8
 Gradients = dict[str, tuple[tuple[int, ...], tuple[slice, ...], Tensor]]  # name -> global shape, my slices, my shard
@@ -82,8 +82,7 @@ def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
 
 
 def _rank_step(rank: int, world: int, layout: Layout, cfg: Any) -> StepReport:
-    etp = layout.tp if layout.etp is None else layout.etp
-    parallel = ParallelConfig(tp=layout.tp, ep=layout.ep, etp=etp, zero=0, backend="gloo", timeout_s=20)
+    parallel = parallel_config(layout.tp, layout.ep, layout.etp)
     return one_step(init_groups(parallel), cfg, layout.accumulation)
 
 

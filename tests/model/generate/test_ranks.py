@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from conf.schema import ParallelConfig
 from model.build import build_model
 from model.generate import GenerateOptions, GenerateResult, generate
 from parallel.mesh.axes import Mesh, single_process
@@ -16,6 +15,7 @@ from parallel.mesh.collectives import all_reduce
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
 from tests.model.t5.build import MOE, make_batch, run_config
+from tests.settings import parallel_config
 
 PROMPTS = make_batch(rows=6, vocab=6).encoder_BL
 
@@ -38,8 +38,7 @@ def decode(mesh: Mesh, options: GenerateOptions) -> GenerateResult:
 
 
 def on_rank(rank: int, world: int, tp: int, ep: int, etp: int, modes: list[GenerateOptions]) -> list[Any]:
-    parallel = ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20)  # type: ignore[arg-type]
-    mesh = init_groups(parallel)
+    mesh = init_groups(parallel_config(tp, ep, etp))
     return [(mesh.dp.rank, mesh.dp.size, decode(mesh, options)) for options in modes]
 
 

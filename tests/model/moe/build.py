@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from conf.routing.settings import moe_rules
-from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, ParallelConfig, SemanticsName
+from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, SemanticsName
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
 from parallel.layers.experts import ExpertExchange, LocalExchange
 from parallel.layers.sharding import shard_of, spec_of
 from parallel.mesh.axes import Mesh, single_process
 from parallel.rng import NoiseKey
+from tests.settings import MODEL, MOE
 
 D_MODEL, D_FF, LENGTH, BATCH = 6, 8, 5, 8
 
@@ -38,26 +39,15 @@ class Variant:
 
 
 def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) -> ModelConfig:
-    return ModelConfig(
-        preset="test", vocab_size=128, d_model=d_model, d_ff=d_ff, d_kv=4, num_heads=2,
-        num_encoder_layers=2, num_decoder_layers=2, ffn=ffn, tie_embeddings=True, share_embeddings=True,
-        logit_scale="width", relative_buckets=8, relative_max_distance=16, dropout=0.0, attention_dropout=0.0,
-        norm_epsilon=1e-6, init_scale=0.1,
-    )  # fmt: skip
+    return replace(MODEL, ffn=ffn, d_model=d_model, d_ff=d_ff, init_scale=0.1)
 
 
 def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
-    return MoeConfig(
-        semantics=v.semantics, decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
-        second_loss_weight=0.0, padding="semantics", defects=v.defects, router=v.router, num_experts=v.experts,
-        sparse_every=2, decoder_sparse_every=2, router_precision="fp32", capacity_factor=v.capacity_factor,
-        eval_capacity_factor=2.0, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
-        jitter=v.jitter, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=v.expert_dropout,
+    return replace(
+        MOE, semantics=v.semantics, defects=v.defects, router=v.router, num_experts=v.experts,
+        capacity_factor=v.capacity_factor, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
+        jitter=v.jitter, expert_dropout=v.expert_dropout,
     )  # fmt: skip
-
-
-def parallel_config(tp: int, ep: int, etp: int) -> ParallelConfig:
-    return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend="gloo", timeout_s=20.0)
 
 
 def layer_of(

@@ -12,7 +12,8 @@ from parallel.layers.experts import build_exchange
 from parallel.layers.sharding import Shard, shard_of
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
-from tests.model.moe.build import BATCH, Outcome, Variant, build_layer, parallel_config, run_layer
+from tests.model.moe.build import BATCH, Outcome, Variant, build_layer, run_layer
+from tests.settings import parallel_config
 
 Place = tuple[int, int, dict[str, Shard]]  # dp rank, tp rank, where each local parameter lies
 Variants = tuple[Variant, ...]

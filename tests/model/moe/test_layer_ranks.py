@@ -8,8 +8,9 @@ import torch
 from parallel.layers.experts import build_exchange
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
-from tests.model.moe.build import Variant, batch, build_layer, parallel_config
+from tests.model.moe.build import Variant, batch, build_layer
 from tests.model.moe.ranks import assert_equals_one_process, close
+from tests.settings import parallel_config
 
 VARIANTS = (
     Variant(),

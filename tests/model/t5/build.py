@@ -17,51 +17,11 @@ from parallel.layers.experts import LocalExchange
 from parallel.layers.plain import PlainLayers
 from parallel.layers.sharding import cast_module
 from parallel.mesh.axes import single_process
+from tests import settings
 
 Kind = Literal["switch", "dense"]
-MODEL = ModelConfig(
-    preset="test",
-    vocab_size=100,  # not a multiple of 128: some columns only pad
-    d_model=16,
-    d_ff=24,
-    d_kv=6,
-    num_heads=4,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    ffn="relu",
-    tie_embeddings=True,
-    share_embeddings=True,
-    logit_scale="width",
-    relative_buckets=8,
-    relative_max_distance=16,
-    dropout=0.0,
-    attention_dropout=0.0,
-    norm_epsilon=1e-6,
-    init_scale=1.0,
-)
-MOE = MoeConfig(
-    semantics="mesh_tf",
-    decoder_router=None,
-    top_k=None,
-    second_policy="all",
-    second_threshold=0.2,
-    second_loss_weight=0.0,
-    padding="semantics",
-    defects="mended",
-    router_precision="fp32",
-    router="switch",
-    num_experts=4,
-    sparse_every=2,
-    decoder_sparse_every=2,
-    capacity_factor=1.25,
-    eval_capacity_factor=2.0,
-    min_expert_capacity=1,
-    group_sequences=1,
-    jitter=0.0,
-    aux_loss_weight=0.01,
-    z_loss_weight=0.1,
-    expert_dropout=0.0,
-)
+MODEL = replace(settings.MODEL, vocab_size=100, d_kv=6, num_heads=4)  # vocabulary: not a multiple of 128
+MOE = replace(settings.MOE, z_loss_weight=0.1)
 
 
 def model_config(*, tie_embeddings: bool = True, **changes: Any) -> ModelConfig:

@@ -5,15 +5,16 @@ Shape suffixes: N tokens, D width, F hidden, V rows of the table, E experts, C t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from conf.schema import MoeConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
+from conf.schema import RunConfig
 from parallel.layers.sharding import ParamSpec, cast_module, tag
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
+from tests.settings import MOE, OPTIM, TRAIN, parallel_config
 
 V, D, F, E, X, N = 11, 6, 8, 4, 10, 32  # odd sizes on purpose: ZeRO partitions end inside parameters
 SHAPES = {
@@ -149,23 +150,10 @@ def run_config(
     etp: int | None = None, optimizer: str = "adamw",
 ) -> RunConfig:  # fmt: skip
     """A RunConfig with the sections an engine reads; the others are left out."""
-    optim = OptimConfig(
-        name=optimizer, beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,
-        scale_parameter=True, clip_norm=clip_norm,
-    )  # fmt: skip
-    moe = MoeConfig(
-        semantics="mesh_tf", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
-        second_loss_weight=0.0, padding="semantics", defects="mended", router="switch", num_experts=E,
-        sparse_every=1, decoder_sparse_every=1, router_precision="fp32", capacity_factor=1.0,
-        eval_capacity_factor=1.0, min_expert_capacity=1, group_sequences=1, jitter=0.0, aux_loss_weight=0.0,
-        z_loss_weight=0.0, expert_dropout=0.0,
-    )  # fmt: skip
-    train = TrainConfig(
-        steps=3, tokens=None, global_batch=1, accumulation=accumulation, precision=precision,
-        activation_checkpointing=False, log_every=1, eval_every=0, eval_batches=1, save_every=0, keep_last=1,
-        keep_every=None, resume="never", allow_data_change=False, from_checkpoint=None, fill_samples=0,
-    )  # fmt: skip
-    parallel = ParallelConfig(tp=tp, ep=ep, etp=tp if etp is None else etp, zero=zero, backend="gloo", timeout_s=20)
+    optim = replace(OPTIM, name=optimizer, clip_norm=clip_norm)
+    moe = replace(MOE, num_experts=E, sparse_every=1, decoder_sparse_every=1)
+    train = replace(TRAIN, accumulation=accumulation, precision=precision)
+    parallel = parallel_config(tp, ep, etp, zero=zero)
     rest = dict.fromkeys(("model", "data", "schedule", "logging", "launch"))
     return RunConfig(
         name=None, runs_dir=".", seed=0, moe=moe, parallel=parallel, optim=optim, train=train, **rest

@@ -10,7 +10,7 @@ from parallel.layers.experts import LocalExchange, MeshExchange, build_exchange
 from parallel.mesh.axes import single_process
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
-from tests.model.moe.build import parallel_config
+from tests.settings import parallel_config
 
 E, G, C, D = 4, 2, 3, 2
 

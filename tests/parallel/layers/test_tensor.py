@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conf.schema import ParallelConfig
 from parallel.layers.plain import LayerFactory, PlainLayers
 from parallel.layers.sharding import ParamSpec, cast_module, shard_of, spec_of
 from parallel.layers.tensor import TensorParallelLayers
 from parallel.mesh.axes import Mesh
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
+from tests.settings import parallel_config
 
 ROWS, REAL_ROWS, D, FF, B, L = 32, 17, 8, 16, 3, 5
 VOCAB = ParamSpec(dims=("vocab", "embed"))
@@ -72,7 +72,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def groups_of(tp: int) -> Mesh:
-    return init_groups(ParallelConfig(tp=tp, ep=1, etp=tp, zero=0, backend="gloo", timeout_s=20))
+    return init_groups(parallel_config(tp))
 
 
 def compare(rank: int, world: int, dtype: torch.dtype, tolerance: float) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from conf.errors import RankDisagreement, SetupError
-from conf.schema import ParallelConfig
 from parallel.mesh.axes import single_process
 from parallel.mesh.consensus import agree, any_rank, on_main
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
+from tests.settings import parallel_config
 
 
 def decide(rank: int, world: int) -> str:
-    mesh = init_groups(ParallelConfig(tp=1, ep=1, etp=1, zero=0, backend="gloo", timeout_s=20))
+    mesh = init_groups(parallel_config())
     assert any_rank(rank == 1, mesh)
     assert not any_rank(False, mesh)
     agree("group size", {"sequences": 4, "share": float("nan")}, mesh)  # equal, though NaN is unequal to itself
@@ -36,7 +36,7 @@ def test_a_single_process_agrees_with_itself():
 
 
 def _write_on_main(rank: int, world: int, path: Path) -> str:
-    mesh = init_groups(ParallelConfig(tp=1, ep=1, etp=1, zero=1, backend="auto", timeout_s=20))
+    mesh = init_groups(parallel_config(backend="auto"))
     try:
         on_main(lambda: path.write_text(f"rank {rank}"), mesh)
     except SetupError as error:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -13,17 +14,14 @@ import torch
 
 from conf.derived.topology import AxisName, Topology
 from conf.errors import SetupError
-from conf.schema import ParallelConfig
 from parallel.mesh.collectives import all_reduce
 from parallel.mesh.groups import destroy_groups, init_groups
+from tests import settings
 from tests.harness import run_ranks
 
 LAYOUTS = [(1, 1, None), (2, 1, None), (4, 1, None), (1, 4, None), (2, 2, None), (1, 2, None), (2, 4, 1), (2, 2, 1)]
 
-
-def parallel_config(tp: int = 1, ep: int = 1, etp: int | None = None, backend: str = "auto") -> ParallelConfig:
-    etp = tp if etp is None else etp
-    return ParallelConfig(tp=tp, ep=ep, etp=etp, zero=0, backend=backend, timeout_s=20)  # type: ignore[arg-type]
+parallel_config = partial(settings.parallel_config, backend="auto")
 
 
 def compare_on_fake(rank: int, world: int, layouts: list, size: int) -> int:

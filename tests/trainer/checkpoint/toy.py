@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from conf.schema import ParallelConfig
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import ParamSpec, Shard, mesh_axis, replica_axis, shard_of, tag, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.collectives import set_fault_hook
 from parallel.mesh.groups import init_groups
+from tests.settings import parallel_config
 from trainer.checkpoint.store import CheckpointStore
 
 LOGICAL = {
@@ -71,9 +71,7 @@ def owned(mesh: Mesh, step: int) -> Iterator[StateTensor]:
 
 
 def groups_for(layout: tuple[int, int, int | None]) -> Mesh:
-    tp, ep, etp = layout
-    etp = tp if etp is None else etp
-    return init_groups(ParallelConfig(tp=tp, ep=ep, etp=etp, zero=1, backend="auto", timeout_s=20))
+    return init_groups(parallel_config(*layout, zero=1, backend="auto"))
 
 
 def save_steps(root: Path, mesh: Mesh, steps: tuple[int, ...], **options: int) -> None:

@@ -1,17 +1,15 @@
 """The reference's Adafactor against the paper's formulas, element by element."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from conf.schema import OptimConfig
 from measure.verify.reference.optim import build_reference
+from tests.settings import OPTIM
 
-OPTIM = OptimConfig(
-    name="adafactor", beta1=0.0, beta2=0.98, epsilon=1e-30, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,
-    scale_parameter=True, clip_norm=0.0,
-)  # fmt: skip
+ADAFACTOR = replace(OPTIM, name="adafactor", beta1=0.0, epsilon=1e-30)
 
 
 def by_hand(x, grads, lr, decay):
@@ -39,7 +37,7 @@ def test_matrices_follow_the_paper(decayed):
     torch.manual_seed(0)
     start, grads = torch.randn(3, 4).double(), [torch.randn(3, 4).double() for _ in range(3)]
     x = torch.nn.Parameter(start.clone())
-    optimizer = build_reference(OPTIM, {"x": x}, {"x": decayed})
+    optimizer = build_reference(ADAFACTOR, {"x": x}, {"x": decayed})
     for grad in grads:
         x.grad = grad.clone()
         for group in optimizer.param_groups:
@@ -51,7 +49,7 @@ def test_matrices_follow_the_paper(decayed):
 
 def test_vectors_keep_the_whole_moment_and_banks_are_matrices_apart():
     vector, bank = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(2, 3, 5))
-    optimizer = build_reference(OPTIM, {"v": vector, "b": bank}, {"v": False, "b": True})
+    optimizer = build_reference(ADAFACTOR, {"v": vector, "b": bank}, {"v": False, "b": True})
     vector.grad, bank.grad = torch.rand(4), torch.rand(2, 3, 5)
     optimizer.step()
     assert optimizer.state[vector]["exp_avg_sq"].shape == (4,)
@@ -61,7 +59,7 @@ def test_vectors_keep_the_whole_moment_and_banks_are_matrices_apart():
 
 def test_an_expert_without_tokens_stays_as_it_is():
     bank = torch.nn.Parameter(torch.ones(2, 3, 5))
-    optimizer = build_reference(OPTIM, {"b": bank}, {"b": False})
+    optimizer = build_reference(ADAFACTOR, {"b": bank}, {"b": False})
     bank.grad = torch.rand(2, 3, 5) * 1e-4
     bank.grad[1] = 0.0
     for group in optimizer.param_groups:
