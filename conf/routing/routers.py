@@ -1,6 +1,6 @@
 """The routers as one table: a row says what the rest of the program must know about a router without its mathematics.
 
-How a router decides is the file of `model/moe/routers` that its table there names; which reference defines it, and in
+How a router decides is in the file that its row names; which reference defines it, and in
 which form, is `RouterRow.under`. `docs/extending.md` says how to add one.
 """
 
@@ -42,6 +42,7 @@ class Matrix:
 class RouterRow:
     """What a router needs and promises."""
 
+    module: str  # holds ROUTER, the `model.moe.routers.router.Router` that decides
     under: Mapping[SemanticsName, Form]  # the references that define it
     choices: int = 1  # experts a token may try unless `moe.top_k` says otherwise
     experts_per_token: int | None = None  # experts a token is at, at most; None: as many as it may try
@@ -69,9 +70,11 @@ def second_choices(moe: MoeConfig) -> SecondChoices:
 
 ROUTERS: dict[str, RouterRow] = {
     "switch": RouterRow(
+        module="model.moe.routers.tokens_choose",
         under={"mesh_tf": Form(), "flaxformer": Form(), "hf": Form(), "hf_4": Form(), "paper": Form()},
     ),
     "top_2": RouterRow(
+        module="model.moe.routers.top_2",
         under={
             "mesh_tf": Form(
                 least=2,
@@ -86,14 +89,24 @@ ROUTERS: dict[str, RouterRow] = {
         choices=2,
         options=second_choices,
     ),
-    "switch_max": RouterRow(under={"mesh_tf": Form(), "flaxformer": Form(most=None)}, looks_ahead=True),
+    "switch_max": RouterRow(
+        module="model.moe.routers.switch_max",
+        under={"mesh_tf": Form(), "flaxformer": Form(most=None)},
+        looks_ahead=True,
+    ),
     "expert_choice": RouterRow(
+        module="model.moe.routers.experts_choose",
         under={"mesh_tf": Form(scores="over_tokens"), "flaxformer": Form()},
         experts_per_token=1,  # about what capacity factor 1 gives
         looks_ahead=True,
         experts_choose=True,
     ),
-    "ntlb": RouterRow(under={"mesh_tf": Form(most=None, math="activation")}, choices=4, experts_per_token=1),
+    "ntlb": RouterRow(
+        module="model.moe.routers.ntlb",
+        under={"mesh_tf": Form(most=None, math="activation")},
+        choices=4,
+        experts_per_token=1,
+    ),
 }
 
 

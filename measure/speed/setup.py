@@ -15,7 +15,7 @@ from conf.routing.settings import moe_rules
 from conf.schema import ModelConfig, MoeConfig, RunConfig
 from model.init import init_key, initialise
 from model.moe.layer import MoeLayer
-from model.moe.routers.table import route
+from model.moe.routers.route import route
 from model.moe.routers.tokens import Tokens
 from model.moe.types import Routing
 from model.t5.feed_forward import FeedForward

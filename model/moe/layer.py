@@ -20,7 +20,7 @@ from model.moe.balance import layer_balance
 from model.moe.experts import ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.routers.numerics import Numerics, jitter_factor, jitters
-from model.moe.routers.table import route
+from model.moe.routers.route import route
 from model.moe.routers.tokens import RouterNoise, Tokens
 from model.moe.tap import RoutingTap
 from model.moe.types import LayerBalance, LayerRouting, RouteMode, RouterStats, Routing

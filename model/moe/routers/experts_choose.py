@@ -11,6 +11,7 @@ from torch import Tensor
 from conf.routing.settings import MoeRules
 from model.moe.balance import attention_loss
 from model.moe.routers.numerics import Numerics, ranks
+from model.moe.routers.router import Router
 from model.moe.routers.slots import best_of_each, decision
 from model.moe.routers.tokens import Tokens
 from model.moe.types import Decision
@@ -54,3 +55,6 @@ def _far_padding(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules) -> Tensor:
         return far_GSE
     # The reference adds a number so large that fp32 keeps nothing of the logit but its gradient.
     return far_GSE.detach() + (logits_GSE - logits_GSE.detach())
+
+
+ROUTER = Router(decide)

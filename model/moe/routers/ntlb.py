@@ -11,6 +11,7 @@ from torch import Tensor
 from conf.routing.settings import MoeRules
 from model.moe.balance import balance_loss, count_choices
 from model.moe.routers.numerics import Numerics
+from model.moe.routers.router import Router
 from model.moe.routers.slots import decision, queue
 from model.moe.routers.tokens import Tokens
 from model.moe.routers.tokens_choose import most_probable
@@ -36,3 +37,6 @@ def decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) -
         aux_loss=aux_loss,
         logits_GSE=logits_GSE,
     )
+
+
+ROUTER = Router(decide)

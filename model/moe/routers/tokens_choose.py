@@ -11,6 +11,7 @@ from torch import Tensor
 from conf.routing.settings import MoeRules
 from model.moe.balance import balance_loss, count_choices
 from model.moe.routers.numerics import Numerics, ranks
+from model.moe.routers.router import Router
 from model.moe.routers.slots import decision, queue
 from model.moe.routers.tokens import Tokens
 from model.moe.types import Decision
@@ -18,15 +19,11 @@ from model.moe.types import Decision
 
 def decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) -> Decision:
     """Tokens are served in their order; of several choices all first ones before all second ones."""
-    return _decide(logits_GSE, tokens, rules, capacity, by_gate=False)
+    return choose(logits_GSE, tokens, rules, capacity)
 
 
-def decide_by_gate(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int) -> Decision:
-    """Tokens of higher first gate are served first (batch-prioritised routing)."""
-    return _decide(logits_GSE, tokens, rules, capacity, by_gate=True)
-
-
-def _decide(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int, *, by_gate: bool) -> Decision:
+def choose(logits_GSE: Tensor, tokens: Tokens, rules: MoeRules, capacity: int, *, by_gate: bool = False) -> Decision:
+    """`decide`; `by_gate` serves tokens of higher first gate first."""
     numerics, E = Numerics(rules, tokens.x_GSD.dtype), rules.num_experts
     # p(x) = softmax(x W) (equation 1); the expert is its arg max, the gate what p says of it (equation 2)
     p_GSE = numerics.probabilities(logits_GSE, tokens)
@@ -68,3 +65,6 @@ def most_probable(p_GSE: Tensor, choices: int) -> tuple[Tensor, Tensor]:
 def _falling(gate_GS: Tensor, asks_GS: Tensor) -> Tensor:
     """Tokens in order of falling gate, equal gates in token order, tokens that do not ask last."""
     return torch.sort(torch.where(asks_GS, gate_GS, 0.0), dim=1, descending=True, stable=True).indices
+
+
+ROUTER = Router(decide)

@@ -13,6 +13,7 @@ from conf.routing.settings import MoeRules
 from model.moe.balance import balance_loss, count_choices, second_loss
 from model.moe.routers import tokens_choose
 from model.moe.routers.numerics import Numerics
+from model.moe.routers.router import Router
 from model.moe.routers.slots import decision, queue
 from model.moe.routers.tokens import Tokens
 from model.moe.types import Decision
@@ -78,3 +79,6 @@ def _queues(gate_GSK: Tensor, tokens: Tokens, options: SecondChoices) -> Tensor:
     elif options.policy == "random" and tokens.noise is not None:
         keeps_GS = tokens.noise.uniform("router_second").to(gate_GS.dtype) < gate_GS / options.threshold
     return torch.stack((everyone_GS, keeps_GS), -1)
+
+
+ROUTER = Router(decide)

@@ -1,5 +1,7 @@
 """What the rules of a stack are: a reference joined with a router and with what the run mends."""
 
+import importlib
+
 import pytest
 
 from conf.compose import compose
@@ -56,7 +58,8 @@ def test_the_default_is_mended():
     assert kept == ("activation", "activation", "all")
 
 
-def test_the_table_and_the_model_know_the_same_routers():
-    from model.moe.routers.table import ROUTERS as DECIDING
+@pytest.mark.parametrize("name", ROUTERS)
+def test_the_file_of_every_row_holds_its_router(name):
+    from model.moe.routers.router import Router
 
-    assert ROUTERS.keys() == DECIDING.keys()
+    assert isinstance(importlib.import_module(ROUTERS[name].module).ROUTER, Router)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from conf.routing.settings import MoeRules
-from model.moe.routers.table import route
+from model.moe.routers.route import route
 from model.moe.routers.tokens import Noise, Tokens
 from model.moe.tap import RoutingTap
 from model.moe.types import Routing

@@ -1,4 +1,4 @@
-"""A router is a decision and a row: two that the project lacks run in a layer, on ranks and in a model."""
+"""A router is a file and a row: two that the project lacks run in a layer, on ranks and in a model."""
 
 from __future__ import annotations
 
