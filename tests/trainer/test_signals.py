@@ -10,8 +10,9 @@ from trainer.signals import _SIGNALS, StopRequest
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """What was installed before comes back."""
+    """Tests begin as below no nohup; what was installed before comes back."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
