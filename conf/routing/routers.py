@@ -51,6 +51,7 @@ class RouterRow:
     matrices: tuple[Matrix, ...] = (Matrix(name="weight"),)
     state: tuple[str, ...] = ()  # fp32 vectors `[num_experts]` that start at 0 and no gradient reaches
     needs_ids: bool = False  # reads the ids of the tokens
+    noise: tuple[str, ...] = ()  # names of its draws, besides the jitter of its input
     options: Callable[[MoeConfig], Any] | None = None  # makes `MoeRules.options`: settings no other router has
 
 
@@ -87,6 +88,7 @@ ROUTERS: dict[str, RouterRow] = {
             "flaxformer": Form(least=2, most=None),
         },
         choices=2,
+        noise=("router_second",),
         options=second_choices,
     ),
     "switch_max": RouterRow(

@@ -76,10 +76,9 @@ def layer_case(settings: Settings, experts: int, *, sequences: int | None = None
     model, moe = single_layer(cfg, experts)
     with device:
         layer = MoeLayer(
-            moe_rules(moe, "encoder"), d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name="encoder.1",
-            exchange=LocalExchange(),
-        )  # fmt: skip
-        dense = FeedForward(model, ffn=model.ffn, name="encoder.1.ff", layers=PlainLayers())
+            moe_rules(moe, "encoder"), d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, exchange=LocalExchange()
+        )
+        dense = FeedForward(model, ffn=model.ffn, layers=PlainLayers())
     for module in (layer, dense):
         cast_module(module, dtype)
         initialise(module, single_process(), replace(init_key(cfg), scale=1.0))

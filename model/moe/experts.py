@@ -17,20 +17,19 @@ from conf.schema import Ffn
 from model.activations import FORMS
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.rng import NoiseKey, keyed_uniform
+from parallel.rng import Draws, keyed_uniform
+
+DROPOUT = "expert_dropout"  # the site of its noise
 
 
 class ExpertBank(nn.Module):
     """Feed-forward experts in any form of `model.activations`, without bias, dropout inside."""
 
-    def __init__(
-        self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, name: str, exchange: ExpertExchange
-    ) -> None:
+    def __init__(self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, exchange: ExpertExchange) -> None:
         super().__init__()
         self.form = FORMS[ffn]
         self.dropout = rules.expert_dropout
         self.gradient_factor = rules.expert_gradient_factor
-        self.site = f"{name}.expert_dropout"
         self.num_local = rules.num_experts // exchange.ep_size
         self.columns = d_ff // exchange.etp_size
         self.first_expert = exchange.ep_rank * self.num_local
@@ -41,7 +40,7 @@ class ExpertBank(nn.Module):
         out = ParamSpec(dims=("experts", "expert_ff", "embed"), fan_in=d_ff)
         self.wo = _empty((self.num_local, self.columns, d_model), out)
 
-    def forward(self, rows_XRD: Tensor, *, capacity: int, noise: NoiseKey | None) -> Tensor:
+    def forward(self, rows_XRD: Tensor, *, capacity: int, noise: Draws | None) -> Tensor:
         """Every row through its expert: `[X, R, D]`. `noise.rows_B`: first global row of each of the R/C groups.
 
         Rows of empty slots are computed as well: shapes stay static, and an expert without tokens gets a zero
@@ -58,10 +57,10 @@ class ExpertBank(nn.Module):
         """The weight, with its gradient scaled where the rules say so."""
         return weight if self.gradient_factor == 1 else _Scaled.apply(weight, self.gradient_factor)  # type: ignore[return-value]
 
-    def _keep(self, noise: NoiseKey, capacity: int) -> Tensor:
+    def _keep(self, noise: Draws, capacity: int) -> Tensor:
         """What dropout keeps, bool [X, R, F], keyed by group, expert, slot and column of the whole layer."""
         ranges = ((self.first_expert, self.num_local), (0, capacity), (self.first_column, self.columns))
-        keep_GXCF = keyed_uniform(noise, self.site, ranges) >= self.dropout
+        keep_GXCF = keyed_uniform(noise, DROPOUT, ranges) >= self.dropout
         return keep_GXCF.transpose(0, 1).flatten(1, 2)
 
 
@@ -83,6 +82,6 @@ class _Scaled(torch.autograd.Function):
         return grads[0] * ctx.factor, None
 
 
-def group_noise(noise: NoiseKey, group_sequences: int, exchange: ExpertExchange) -> NoiseKey:
+def group_noise(noise: Draws, group_sequences: int, exchange: ExpertExchange) -> Draws:
     """`noise` keyed by the first row of each group whose slots lie in this rank's expert buffers, in buffer order."""
     return replace(noise, rows_B=exchange.gather_rows(noise.rows_B[::group_sequences].contiguous()))

@@ -17,16 +17,16 @@ from conf.routing.routers import RouterRow
 from conf.routing.settings import CapacityRule, MoeRules
 from conf.schema import Ffn
 from model.moe.balance import layer_balance
-from model.moe.experts import ExpertBank, group_noise
+from model.moe.experts import DROPOUT, ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
-from model.moe.routers.numerics import Numerics, jitter_factor, jitters
+from model.moe.routers.numerics import JITTER, Numerics, jitter_factor, jitters
 from model.moe.routers.route import route
 from model.moe.routers.tokens import RouterNoise, Tokens
 from model.moe.tap import RoutingTap
 from model.moe.types import LayerBalance, LayerRouting, RouteMode, RouterStats, Routing
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.rng import NoiseKey
+from parallel.rng import Draws
 
 WIDE = (torch.float32, torch.float64)  # activations that the router reads without a copy
 
@@ -48,17 +48,16 @@ class Router(nn.Module):
 class MoeLayer(nn.Module):
     """A bank of experts in the place of a feed-forward layer; the residual around it is the caller's.
 
-    `name` ("encoder.3") keys the layer's noise. Output is the gate times the expert's output, exactly 0 for tokens over
+    Output is the gate times the expert's output, exactly 0 for tokens over
     capacity and, where the rules route real tokens alone, for padding.
     """
 
-    def __init__(
-        self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, name: str, exchange: ExpertExchange
-    ) -> None:
+    def __init__(self, rules: MoeRules, *, d_model: int, d_ff: int, ffn: Ffn, exchange: ExpertExchange) -> None:
         super().__init__()
-        self.rules, self.name, self.exchange = rules, name, exchange
+        self.rules, self.exchange = rules, exchange
+        self.noise_sites = (JITTER, *rules.row.noise, DROPOUT)
         self.router = Router(rules.row, d_model, rules.num_experts)
-        self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, name=name, exchange=exchange)
+        self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=exchange)
         self.tap: RoutingTap | None = None  # set by `measure.verify` alone
 
     def forward(
@@ -67,7 +66,7 @@ class MoeLayer(nn.Module):
         real_BL: Tensor,
         *,
         mode: RouteMode,
-        noise: NoiseKey | None,
+        noise: Draws | None,
         ids_BL: Tensor | None = None,
     ) -> tuple[Tensor, LayerRouting]:
         """`[B, L, D]` and what the loss and the log need. `real_BL` is False at padding; `noise` None: none.
@@ -107,13 +106,13 @@ class MoeLayer(nn.Module):
         assert batch % (sequences * self.exchange.group_shards) == 0, (batch, sequences, self.exchange.group_shards)
         return sequences
 
-    def _enter_noise(self, noise: NoiseKey, sequences: int) -> NoiseKey:
+    def _enter_noise(self, noise: Draws, sequences: int) -> Draws:
         """The key of this rank's share of the rows."""
         rows_GQ = self.exchange.enter(noise.rows_B.view(-1, sequences))
         return replace(noise, rows_B=rows_GQ.reshape(-1))
 
     def _tokens(
-        self, x_BLD: Tensor, real_BL: Tensor, ids_BL: Tensor | None, sequences: int, noise: NoiseKey | None
+        self, x_BLD: Tensor, real_BL: Tensor, ids_BL: Tensor | None, sequences: int, noise: Draws | None
     ) -> Tokens:
         """This rank's groups of whole sequences."""
         B, L, D = x_BLD.shape
@@ -129,7 +128,7 @@ class MoeLayer(nn.Module):
             real_GS=real_GS,
             weights={name: self.exchange.shared_weight(weight) for name, weight in named},
             ids_GS=ids_GS,
-            noise=RouterNoise(key=noise, layer=self.name, groups=len(x_GSD), length=L) if noise is not None else None,
+            noise=RouterNoise(draws=noise, groups=len(x_GSD), length=L) if noise is not None else None,
         )
         jitter = self.rules.jitter
         if jitter.reaches_experts and jitters(jitter) and tokens.noise is not None and x_GSD.dtype in WIDE:

@@ -21,7 +21,7 @@ from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting
 from parallel.layers.experts import LocalExchange
 from parallel.mesh.axes import single_process
-from parallel.rng import NoiseKey
+from parallel.rng import NoiseKey, NoiseSites
 
 PAPER_INIT_SCALE = 0.1  # arXiv 2101.03961, section 2.4
 
@@ -35,6 +35,9 @@ class SwitchLosses:
     z: Tensor  # z-loss of the router, weighted
     load_E: Tensor  # share of the tokens' choices that fell on each expert, before capacity; no gradient
     dropped: Tensor  # share of tokens that found no slot; no gradient
+
+
+PART = "encoder.0"  # what its noise is named after
 
 
 class SwitchLayer(nn.Module):
@@ -69,7 +72,8 @@ class SwitchLayer(nn.Module):
         """`seed` None: drawn from torch's generator, so that several layers differ."""
         super().__init__()
         rules = _rules(num_experts, semantics, {"group_sequences": group_sequences, **settings})
-        self.layer = MoeLayer(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, name="encoder.0", exchange=LocalExchange())
+        self.layer = MoeLayer(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=LocalExchange())
+        self._noise_sites = NoiseSites({PART: self.layer.noise_sites})
         chosen = int(torch.randint(2**31, ())) if seed is None else seed
         initialise(self.layer, single_process(), InitKey(seed=chosen, scale=init_scale, rules=rules.init))
         self.to(device=device, dtype=dtype)
@@ -83,7 +87,8 @@ class SwitchLayer(nn.Module):
         noise = None
         if self.training:
             rows_B = torch.arange(B, device=x.device)
-            noise = NoiseKey(seed=int(torch.randint(2**31, ())), step=0, rows_B=rows_B)
+            key = NoiseKey(seed=int(torch.randint(2**31, ())), step=0, rows_B=rows_B)
+            noise = self._noise_sites.draws(key).of(PART)
         mode = "train" if self.training else "eval"
         with torch.autocast(x.device.type, enabled=False):  # it would round the router's product
             compute = self.layer.experts.wo.dtype

@@ -15,7 +15,7 @@ from conf.schema import ModelConfig
 from model.t5.noise import dropout
 from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec
-from parallel.rng import NoiseKey
+from parallel.rng import Draws
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: ModelConfig, *, name: str, layers: LayerFactory) -> None:
         super().__init__()
-        self.site = f"{name}.weights"
+        self.noise_sites = (f"{name}.weights",)
         self.p = cfg.attention_dropout
         self.d_kv = cfg.d_kv
         self.heads = cfg.num_heads // layers.tp_size
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         """Project what is attended to: the sublayer's own input, or the encoder's output."""
         return KeyValues(keys_BHMK=self._split(self.k(memory_BMD)), values_BHMK=self._split(self.v(memory_BMD)))
 
-    def forward(self, x_BLD: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: NoiseKey | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: Draws | None) -> Tensor:
         """[B, L, D] -> [B, L, D]. `bias_BHLM` (broadcastable) is added to the scores: position bias and masks."""
         q_BHLK = self._split(self.q(x_BLD))
         attend = self._fused if noise is None or self.p == 0.0 else self._unfused
@@ -57,14 +57,14 @@ class Attention(nn.Module):
     def _split(self, x_BLI: Tensor) -> Tensor:
         return x_BLI.unflatten(-1, (self.heads, self.d_kv)).transpose(1, 2)
 
-    def _fused(self, q_BHLK: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: NoiseKey | None) -> Tensor:
+    def _fused(self, q_BHLK: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: Draws | None) -> Tensor:
         k_BHMK, v_BHMK = memory.keys_BHMK, memory.values_BHMK
         return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, attn_mask=bias_BHLM, scale=1.0)
 
-    def _unfused(self, q_BHLK: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: NoiseKey | None) -> Tensor:
+    def _unfused(self, q_BHLK: Tensor, memory: KeyValues, bias_BHLM: Tensor, noise: Draws | None) -> Tensor:
         # The fused kernels draw dropout from a stream; keyed noise needs the weights themselves.
         wide = torch.promote_types(q_BHLK.dtype, torch.float32)
         scores_BHLM = (q_BHLK @ memory.keys_BHMK.transpose(-1, -2) + bias_BHLM).to(wide)
         weights_BHLM = scores_BHLM.softmax(-1).to(q_BHLK.dtype)
-        weights_BHLM = dropout(weights_BHLM, self.p, noise, self.site, (self.first_head, 0, 0))
+        weights_BHLM = dropout(weights_BHLM, self.p, noise, self.noise_sites[0], (self.first_head, 0, 0))
         return weights_BHLM @ memory.values_BHMK

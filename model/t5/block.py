@@ -21,7 +21,7 @@ from model.t5.noise import dropout
 from model.t5.norm import RmsNorm
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.plain import LayerFactory
-from parallel.rng import NoiseKey
+from parallel.rng import Draws
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +55,24 @@ class Block(nn.Module):
         super().__init__()
         self.name, self.p = layer.name, model.dropout
         self.self_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
-        self.self_attention = Attention(model, name=f"{self.name}.self_attention", layers=layers)
+        self.self_attention = Attention(model, name="self_attention", layers=layers)
         self.cross_attention = None
         if "cross" in layer.attention:
             self.cross_attention_norm = RmsNorm(model.d_model, model.norm_epsilon)
-            self.cross_attention = Attention(model, name=f"{self.name}.cross_attention", layers=layers)
+            self.cross_attention = Attention(model, name="cross_attention", layers=layers)
         self.ff_norm = RmsNorm(model.d_model, model.norm_epsilon)
         self.is_sparse = layer.experts > 0
         if self.is_sparse:
             rules = moe_rules(replace(moe, num_experts=layer.experts), layer.stack)
-            self.ff = MoeLayer(
-                rules, d_model=model.d_model, d_ff=model.d_ff, ffn=layer.feed_forward, name=self.name, exchange=exchange
-            )
+            self.ff = MoeLayer(rules, d_model=model.d_model, d_ff=model.d_ff, ffn=layer.feed_forward, exchange=exchange)
         else:
-            self.ff = FeedForward(model, ffn=layer.feed_forward, name=f"{self.name}.ff", layers=layers)
+            self.ff = FeedForward(model, ffn=layer.feed_forward, layers=layers)
+
+    @property
+    def noise_sites(self) -> tuple[str, ...]:
+        """Names of all draws, in this block."""
+        parts = [self.self_attention, self.ff] + [self.cross_attention] * (self.cross_attention is not None)
+        return ("self_attention", "cross_attention", "ff", *(site for part in parts for site in part.noise_sites))
 
     def forward(
         self,
@@ -78,7 +82,7 @@ class Block(nn.Module):
         memory: Memory | None,
         *,
         mode: RouteMode,
-        noise: NoiseKey | None,
+        noise: Draws | None,
         ids_BL: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> BlockOutput:
@@ -103,5 +107,5 @@ class Block(nn.Module):
             out_BLD, routing = self.ff(normed_BLD, noise), None
         return BlockOutput(x_BLD=x_BLD + self._drop(out_BLD, noise, "ff"), routing=routing)
 
-    def _drop(self, x_BLD: Tensor, noise: NoiseKey | None, sublayer: str) -> Tensor:
-        return dropout(x_BLD, self.p, noise, f"{self.name}.{sublayer}")
+    def _drop(self, x_BLD: Tensor, noise: Draws | None, sublayer: str) -> Tensor:
+        return dropout(x_BLD, self.p, noise, sublayer)

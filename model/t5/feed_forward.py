@@ -12,15 +12,17 @@ from model.activations import FORMS
 from model.t5.noise import dropout
 from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec
-from parallel.rng import NoiseKey
+from parallel.rng import Draws
 
 
 class FeedForward(nn.Module):
     """Matrices into d_ff, what joins them, dropout, wo."""
 
-    def __init__(self, cfg: ModelConfig, *, ffn: Ffn, name: str, layers: LayerFactory) -> None:
+    noise_sites = ("ff.hidden",)
+
+    def __init__(self, cfg: ModelConfig, *, ffn: Ffn, layers: LayerFactory) -> None:
         super().__init__()
-        self.site, self.p = f"{name}.hidden", cfg.dropout
+        self.p = cfg.dropout
         self.first_column = cfg.d_ff // layers.tp_size * layers.tp_rank
         self.form = FORMS[ffn]
         for weight in self.form.into:
@@ -28,7 +30,7 @@ class FeedForward(nn.Module):
             self.add_module(weight, layers.column_linear(cfg.d_model, cfg.d_ff, spec))
         self.wo = layers.row_linear(cfg.d_ff, cfg.d_model, ParamSpec(dims=("embed", "ff"), fan_in=cfg.d_ff))
 
-    def forward(self, x_BLD: Tensor, noise: NoiseKey | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, noise: Draws | None) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         hidden_BLF = self.form.join(*(self.get_submodule(weight)(x_BLD) for weight in self.form.into))
-        return self.wo(dropout(hidden_BLF, self.p, noise, self.site, (0, self.first_column)))
+        return self.wo(dropout(hidden_BLF, self.p, noise, "ff.hidden", (0, self.first_column)))

@@ -23,7 +23,7 @@ from model.t5.stack import Stack, StackOutput
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec
-from parallel.rng import NoiseKey
+from parallel.rng import ModelDraws, NoiseKey, NoiseSites
 
 
 class SwitchTransformer(Generative):
@@ -57,16 +57,18 @@ class SwitchTransformer(Generative):
         if not model.tie_embeddings:
             head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)
             self.lm_head = layers.column_linear(model.d_model, rows, head)
+        self.noise_sites = NoiseSites({**self.encoder.noise_sites, **self.decoder.noise_sites})
 
     @override
     def forward(self, inputs_BL: Tensor, targets_BT: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> ModelOutput:
         assert noise is None or mode == "train", f"noise is for training only, not for mode {mode!r}"
-        encoded = self.encode(inputs_BL, mode=mode, noise=noise)
+        draws = None if noise is None else self.noise_sites.draws(noise)
+        encoded = self.encode(inputs_BL, mode=mode, noise=draws)
         memory = self.memory(encoded.hidden_BLD, inputs_BL)
         real_BT = targets_BT != PAD
         # The decoder sees the targets one place later; padding is also its start token.
         ids_BT = F.pad(targets_BT[:, :-1], (1, 0), value=PAD)
-        decoded = self.decoder(self.embed(ids_BT, "decoder"), real_BT, memory, mode=mode, noise=noise, ids_BL=ids_BT)
+        decoded = self.decoder(self.embed(ids_BT, "decoder"), real_BT, memory, mode=mode, noise=draws, ids_BL=ids_BT)
         loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
         return ModelOutput(
             # where, not a product: a loss that is not finite at padding must not leak.
@@ -92,7 +94,7 @@ class SwitchTransformer(Generative):
         assert table is not None
         return table(tokens_BL)
 
-    def encode(self, tokens_BL: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> StackOutput:
+    def encode(self, tokens_BL: Tensor, *, mode: RouteMode, noise: ModelDraws | None) -> StackOutput:
         """Encoder output [B, L, D] of token ids; id 0 is padding."""
         embedded_BLD = self.embed(tokens_BL, "encoder")
         return self.encoder(embedded_BLD, tokens_BL != PAD, mode=mode, noise=noise, ids_BL=tokens_BL)

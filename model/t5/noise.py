@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from parallel.rng import NoiseKey, keyed_dropout
+from parallel.rng import Draws, keyed_dropout
 
 
-def dropout(x: Tensor, p: float, noise: NoiseKey | None, site: str, offsets: tuple[int, ...] | None = None) -> Tensor:
+def dropout(x: Tensor, p: float, noise: Draws | None, site: str, offsets: tuple[int, ...] | None = None) -> Tensor:
     """Drop elements of `x` [B, ...] with probability `p` and scale the rest by 1 / (1 - p).
 
-    `site` names the place in the model. `offsets` says, for every dim after B, where the local slice starts in the
+    `site` names the place in its block. `offsets` says, for every dim after B, where the local slice starts in the
     logical tensor (a tensor rank's heads or feed-forward columns); None: `x` is whole.
     """
     if noise is None or p == 0.0:

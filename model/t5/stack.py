@@ -24,7 +24,7 @@ from model.t5.norm import RmsNorm
 from model.t5.position import RelativeBias, causal_mask, padding_mask
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.plain import LayerFactory
-from parallel.rng import NoiseKey
+from parallel.rng import ModelDraws
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,11 @@ class Stack(nn.Module):
             d_model=model.d_model,
             bidirectional=name == "encoder",
         )
-        self.layers = nn.ModuleList(Block(model, moe, layer, layers=layers, exchange=exchange) for layer in plan)
+        blocks = [Block(model, moe, layer, layers=layers, exchange=exchange) for layer in plan]
+        self.layers = nn.ModuleList(blocks)
+        self.block_names = tuple(block.name for block in blocks)
+        # Names of all draws by part: the stack's own, then those of each block.
+        self.noise_sites = {self.name: ("embedding", "final"), **{block.name: block.noise_sites for block in blocks}}
         self.final_norm = RmsNorm(model.d_model, model.norm_epsilon)
 
     def forward(
@@ -69,7 +73,7 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         *,
         mode: RouteMode,
-        noise: NoiseKey | None,
+        noise: ModelDraws | None,
         ids_BL: Tensor | None = None,
     ) -> StackOutput:
         """Run embedded tokens [B, L, D] through the stack.
@@ -84,14 +88,16 @@ class Stack(nn.Module):
             bias = bias + padding_mask(real_BL, bias.dtype)
         else:
             bias = bias + causal_mask(length, bias.dtype, bias.device)
-        x_BLD = dropout(x_BLD, self.p, noise, f"{self.name}.embedding")
+        own = None if noise is None else noise.of(self.name)
+        x_BLD = dropout(x_BLD, self.p, own, "embedding")
         routing: list[LayerRouting] = []
-        for block in self.layers:
-            out = self._run(block, x_BLD, real_BL, bias, memory, mode=mode, noise=noise, ids_BL=ids_BL)
+        for name, block in zip(self.block_names, self.layers, strict=True):
+            draws = None if noise is None else noise.of(name)
+            out = self._run(block, x_BLD, real_BL, bias, memory, mode=mode, noise=draws, ids_BL=ids_BL)
             x_BLD = out.x_BLD
             if out.routing is not None:
                 routing.append(out.routing)
-        hidden_BLD = dropout(self.final_norm(x_BLD), self.p, noise, f"{self.name}.final")
+        hidden_BLD = dropout(self.final_norm(x_BLD), self.p, own, "final")
         return StackOutput(hidden_BLD=hidden_BLD, routing=tuple(routing))
 
     def new_caches(self, memory: Memory, max_length: int) -> tuple[LayerCache, ...]:

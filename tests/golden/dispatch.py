@@ -58,7 +58,7 @@ def expert_bank(moe: MoeConfig, wi: Tensor, wo: Tensor, dtype: torch.dtype) -> E
     """Our relu experts with recorded weights. Scaling their gradients is the trainer's business, not the layer's."""
     rules = replace(moe_rules(moe, "encoder"), expert_gradient_factor=1)
     _, d_model, d_ff = wi.shape
-    experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn="relu", name="encoder.1", exchange=LocalExchange())
+    experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn="relu", exchange=LocalExchange())
     experts.to(dtype)
     experts.wi.data.copy_(wi)
     experts.wo.data.copy_(wo)

@@ -17,9 +17,8 @@ from model.init import InitKey, initialise
 from model.moe.layer import MoeLayer
 from parallel.layers.sharding import cast_module
 from parallel.mesh.axes import single_process
-from parallel.rng import NoiseKey
 from tests.gpu.devices import EVERY_DEVICE
-from tests.model.moe.build import layer_of
+from tests.model.moe.build import layer_noise, layer_of
 
 ROWS, LENGTH, WIDTH = 8, 12, 16
 SMALL = (
@@ -85,8 +84,8 @@ def outcome(cfg: RunConfig, device: str, dtype: torch.dtype, *, rounded: torch.d
     """Decisions, and everything with a fractional part as fp64 on the CPU."""
     layer, watch = layer_on(cfg, device, dtype, rounded=rounded)
     x, real, cotangent = batch(device, dtype)
-    key = NoiseKey(seed=9, step=4, rows_B=torch.arange(ROWS, device=device)) if noise else None
-    y, routing = layer(x, real, mode="train", noise=key)
+    draws = layer_noise(torch.arange(ROWS, device=device)) if noise else None
+    y, routing = layer(x, real, mode="train", noise=draws)
     ((y * cotangent).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum).backward()
     assert x.grad is not None
     values = {"y": y.detach(), "x.grad": x.grad, "aux": routing.aux_loss.detach(), "z": routing.z_sum.detach()}
@@ -139,8 +138,8 @@ def test_no_router_asks_for_a_value(name):
     layer = layer_of(cfg.model, cfg.moe).to("meta")
     x = torch.empty(ROWS, LENGTH, WIDTH, device="meta", requires_grad=True)
     real = torch.empty(ROWS, LENGTH, dtype=torch.bool, device="meta")
-    key = NoiseKey(seed=9, step=4, rows_B=torch.empty(ROWS, dtype=torch.int64, device="meta"))
-    y, routing = layer(x, real, mode="train", noise=key)
+    draws = layer_noise(torch.empty(ROWS, dtype=torch.int64, device="meta"))
+    y, routing = layer(x, real, mode="train", noise=draws)
     (y.sum() + routing.aux_loss + routing.z_sum).backward()
     assert layer.experts.wo.grad.shape == layer.experts.wo.shape
     with pytest.raises((RuntimeError, NotImplementedError)):

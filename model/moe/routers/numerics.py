@@ -11,6 +11,8 @@ from torch import Tensor
 from conf.routing.settings import JitterRule, MoeRules, Rounding
 from model.moe.routers.tokens import Noise, Tokens
 
+JITTER = "router_jitter"  # the site of the input's noise
+
 
 class Numerics:
     """The arithmetic of one router in a layer of a given dtype.
@@ -86,7 +88,7 @@ def jitters(jitter: JitterRule) -> bool:
 def jitter_factor(jitter: JitterRule, noise: Noise, *, like: Tensor) -> Tensor:
     """U(1 - j, 1 + j) of the shape and dtype of `like`: at least fp32 unless the router itself computes in less, since
     bf16 has five values near 1."""
-    uniform_GSW = noise.uniform("router_jitter", like.shape[-1])
+    uniform_GSW = noise.uniform(JITTER, like.shape[-1])
     return 1.0 + jitter.width * (2.0 * uniform_GSW.to(like.dtype) - 1.0)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conf.routing.settings import MoeRules
-from parallel.rng import NoiseKey, keyed_uniform
+from parallel.rng import Draws, keyed_uniform
 
 
 class Noise(Protocol):
@@ -28,15 +28,14 @@ class Noise(Protocol):
 class RouterNoise:
     """Noise keyed by sequence and position, so that it does not depend on the grouping either."""
 
-    key: NoiseKey  # `rows_B`: the sequences of these groups, in order
-    layer: str
+    draws: Draws  # `rows_B`: the sequences of these groups, in order
     groups: int
     length: int  # of a sequence
 
     def uniform(self, site: str, width: int | None = None) -> Tensor:
         """See `Noise`."""
         ranges = ((0, self.length),) if width is None else ((0, self.length), (0, width))
-        drawn = keyed_uniform(self.key, f"{self.layer}.{site}", ranges)
+        drawn = keyed_uniform(self.draws, site, ranges)
         return drawn.view(self.groups, -1, *drawn.shape[2:])
 
 

@@ -95,11 +95,11 @@ def test_a_stack_with_experts_in_every_layer_has_no_router_losses() -> None:
 
 def test_jitter_reaches_the_experts_in_fp32_unless_mended() -> None:
     """With all tokens at one expert of identity weights the layer's output shows what the expert was given."""
-    from parallel.rng import NoiseKey
+    from tests.model.moe.build import layer_noise
     from tests.model.t5.build import MODEL
 
     x_BLD = torch.rand(2, 3, 16) + 0.5
-    noise = NoiseKey(seed=1, step=1, rows_B=torch.arange(2))
+    noise = layer_noise(torch.arange(2))
 
     def given(defects: str, dtype: torch.dtype) -> bool:
         experts = replace(HF, num_experts=1, min_expert_capacity=8, defects=defects)

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
-from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, SemanticsName
+from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, SemanticsName, Stack
+from model.moe.experts import DROPOUT
 from model.moe.layer import MoeLayer
+from model.moe.routers.numerics import JITTER
 from model.moe.types import LayerRouting, RouteMode
 from parallel.layers.experts import ExpertExchange, LocalExchange
 from parallel.layers.sharding import shard_of, spec_of
 from parallel.mesh.axes import Mesh, single_process
-from parallel.rng import NoiseKey
+from parallel.rng import Draws, NoiseKey, NoiseSites
 from tests.settings import MODEL, MOE
 
 D_MODEL, D_FF, LENGTH, BATCH = 6, 8, 5, 8
@@ -51,12 +54,12 @@ def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
 
 
 def layer_of(
-    model: ModelConfig, moe: MoeConfig, *, name: str = "encoder.1", exchange: ExpertExchange | None = None
+    model: ModelConfig, moe: MoeConfig, *, stack: Stack = "encoder", exchange: ExpertExchange | None = None
 ) -> MoeLayer:
     """The expert layer of a configuration, its weights not set."""
-    rules = moe_rules(moe, "encoder" if name.startswith("encoder") else "decoder")
+    rules = moe_rules(moe, stack)
     exchange = exchange or LocalExchange()
-    return MoeLayer(rules, d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, name=name, exchange=exchange)
+    return MoeLayer(rules, d_model=model.d_model, d_ff=model.d_ff, ffn=model.ffn, exchange=exchange)
 
 
 def build_layer(v: Variant, *, exchange: ExpertExchange | None = None, mesh: Mesh | None = None) -> MoeLayer:
@@ -100,11 +103,18 @@ class Outcome:
     grads: dict[str, Tensor]
 
 
+def layer_noise(rows_B: Tensor, *, seed: int = 3, step: int = 7) -> Draws:
+    """Noise for an expert layer with any of the routers."""
+    sites = (JITTER, DROPOUT, *(site for row in ROUTERS.values() for site in row.noise))
+    key = NoiseKey(seed=seed, step=step, rows_B=rows_B)
+    return NoiseSites({"encoder.1": sites}).draws(key).of("encoder.1")
+
+
 def run_layer(layer: MoeLayer, v: Variant, rows: slice) -> Outcome:
     """Forward and backward of sum(y * cotangent) + 0.3 aux + 0.1 z over `rows` of the batch."""
     x, real, cotangent = batch(v)
     x = x[rows].clone().requires_grad_()
-    noise = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH)[rows])
+    noise = layer_noise(torch.arange(BATCH)[rows])
     y, routing = layer(x, real[rows], mode=v.mode, noise=noise, ids_BL=token_ids()[rows])
     ((y * cotangent[rows]).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum).backward()
     grads = {}

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from parallel.layers.sharding import cast_module, spec_of
-from parallel.rng import NoiseKey
 from tests.model.moe.build import (
     BATCH,
     D_MODEL,
@@ -18,13 +17,14 @@ from tests.model.moe.build import (
     Variant,
     batch,
     build_layer,
+    layer_noise,
     layer_of,
     model_config,
     moe_config,
 )
 from tests.model.moe.oracle import naive_layer, naive_route
 
-NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
+NOISE = layer_noise(torch.arange(BATCH))
 
 
 @pytest.mark.parametrize("group_sequences", [1, 2, 8])
@@ -98,11 +98,11 @@ def test_noise_does_not_depend_on_the_grouping_and_dropout_is_unbiased_in_scale(
     torch.testing.assert_close(small, large, rtol=1e-13, atol=1e-13)
     layer = build_layer(Variant(expert_dropout=0.25))
     with torch.no_grad():
-        draws = [layer(x, real, mode="train", noise=replace(NOISE, step=step))[0] for step in range(200)]
+        draws = [layer(x, real, mode="train", noise=layer_noise(NOISE.rows_B, step=step))[0] for step in range(200)]
         clean, _ = layer(x, real, mode="train", noise=None)
     assert float((torch.stack(draws).mean(0) - clean).norm() / clean.norm()) < 0.1
     assert not torch.equal(draws[0], draws[1])
-    assert torch.equal(draws[0], layer(x, real, mode="train", noise=replace(NOISE, step=0))[0].detach())
+    assert torch.equal(draws[0], layer(x, real, mode="train", noise=layer_noise(NOISE.rows_B, step=0))[0].detach())
 
 
 def test_recomputation_gives_the_same_gradients_and_counts_losses_once():
@@ -159,7 +159,7 @@ def test_nothing_waits_for_the_device_or_adds_into_rows():
 
 
 def test_mixed_precision_keeps_the_router_fp32():
-    layer = layer_of(model_config("gated_gelu"), moe_config(Variant()), name="decoder.1")
+    layer = layer_of(model_config("gated_gelu"), moe_config(Variant()), stack="decoder")
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     cast_module(layer, torch.bfloat16)

@@ -13,11 +13,20 @@ from conf.routing.settings import moe_rules
 from conf.schema import SemanticsName
 from model.moe.layer import _evaluation_slots
 from model.moe.types import Routing
-from parallel.rng import NoiseKey
-from tests.model.moe.build import BATCH, LENGTH, Variant, batch, build_layer, layer_of, model_config, moe_config
+from tests.model.moe.build import (
+    BATCH,
+    LENGTH,
+    Variant,
+    batch,
+    build_layer,
+    layer_noise,
+    layer_of,
+    model_config,
+    moe_config,
+)
 
 PAIRS = [(name, router) for router, row in ROUTERS.items() for name in row.under]
-NOISE = NoiseKey(seed=3, step=7, rows_B=torch.arange(BATCH))
+NOISE = layer_noise(torch.arange(BATCH))
 
 
 def variant(semantics: SemanticsName, router: str, **more) -> Variant:
@@ -153,7 +162,7 @@ def test_experts_have_the_tanh_form_of_gelu(ffn):
 def test_a_decoder_does_not_look_ahead_unless_told():
     for router in ("expert_choice", "switch_max"):
         moe = moe_config(Variant(router=router))
-        layer = layer_of(model_config(), moe, name="decoder.1")
+        layer = layer_of(model_config(), moe, stack="decoder")
         assert layer.rules.router == "switch"
         assert moe_rules(moe, "encoder").router == router
     assert moe_rules(replace(moe, decoder_router="switch_max"), "decoder").router == "switch_max"
@@ -179,7 +188,7 @@ def test_random_second_choices_follow_their_probability_in_training_only():
     _, everything = layer(x, real, mode="eval", noise=None)
     kept, steps = 0.0, 200
     for step in range(steps):
-        _, routing = layer(x, real, mode="train", noise=replace(NOISE, step=step))
+        _, routing = layer(x, real, mode="train", noise=layer_noise(NOISE.rows_B, step=step))
         kept += float(routing.stats.load_E.sum() - routing.stats.tokens)
     p = (x @ layer.router.weight.detach()).softmax(-1).topk(2, -1).values
     second = (p[..., 1] / p.sum(-1))[real]

@@ -16,7 +16,7 @@ def gelu_new(x: float) -> float:
 
 @pytest.mark.parametrize(("ffn", "activation"), [("relu", lambda x: max(0.0, x)), ("gelu", gelu_new)])
 def test_without_a_gate(ffn, activation) -> None:
-    layer = FeedForward(MODEL, ffn=ffn, name="test", layers=PlainLayers()).double()
+    layer = FeedForward(MODEL, ffn=ffn, layers=PlainLayers()).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x_D = torch.randn(MODEL.d_model, dtype=torch.float64)
@@ -25,7 +25,7 @@ def test_without_a_gate(ffn, activation) -> None:
 
 
 def test_gated_gelu() -> None:
-    layer = FeedForward(MODEL, ffn="gated_gelu", name="test", layers=PlainLayers()).double()
+    layer = FeedForward(MODEL, ffn="gated_gelu", layers=PlainLayers()).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x_D = torch.randn(MODEL.d_model, dtype=torch.float64)

@@ -102,7 +102,7 @@ def test_the_row_is_what_a_run_is_checked_and_counted_by(router, matrices):
 
 def test_a_layer_stands_alone_from_rules_and_sizes():
     rules = moe_rules(replace(MOE, router="toy_noisy"), "encoder")
-    layer = MoeLayer(rules, d_model=6, d_ff=10, ffn="relu", name="layer", exchange=LocalExchange())
+    layer = MoeLayer(rules, d_model=6, d_ff=10, ffn="relu", exchange=LocalExchange())
     initialise(layer, single_process(), InitKey(seed=1, scale=0.1, rules=rules.init))
     assert not layer.router.spread.any(), "its row starts it at 0"
     assert layer.router.weight.std() > 0

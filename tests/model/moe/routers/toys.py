@@ -19,6 +19,7 @@ TOYS = {
         under={"mesh_tf": Form()},
         matrices=(Matrix(name="weight"), Matrix(name="spread", init="zeros")),
         state=("bias",),
+        noise=("toy_radius", "toy_angle"),
     ),
 }
 
