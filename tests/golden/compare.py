@@ -1,7 +1,9 @@
 """What every check of recorded runs shares: one comparison, how errors are measured, and the registry of folder kinds.
 
-A runner yields `(case, Comparison)` for each array, scalar and table row of its folder. Limit 0 means exact. A
-recording with a setting that the runner does not know raises `Unsupported`: it is never passed over.
+A runner yields `(case, comparisons)` for each case and table of its folder; what goes wrong in one case is raised while
+its comparisons are drawn, so that the others can still be. Limit 0 means exact. A recording with a setting that the
+runner does not know raises `Unsupported`, and an array or scalar that it does not know is a comparison that does not
+hold (`unknown`): neither is ever passed over.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from tests.golden.reader import distance, read_manifest, read_table
 
-Runner = Callable[[Path], Iterator[tuple[str, "Comparison"]]]
+Case = tuple[str, Iterator["Comparison"]]
+Runner = Callable[[Path], Iterator[Case]]
 RowRule = Callable[[dict[str, Any]], dict[str, Any]]  # what a table row gives -> what it must say
 RUNNERS: dict[str, Runner] = {}  # kind of folder (the manifest's "folder") -> its runner; filled by `runner`
 
@@ -29,11 +32,12 @@ class Comparison:
     array: str
     error: float  # max|ours - recorded| / max|recorded|; of integers the number of entries that differ
     limit: float  # 0: exact
+    unknown: str = ""  # what about it is not known to the check; it then does not hold
 
     @property
     def holds(self) -> bool:
         """Whether the error is within the limit (an error that is not a number is not)."""
-        return self.error <= self.limit
+        return not self.unknown and self.error <= self.limit
 
 
 class Unsupported(ValueError):
@@ -49,6 +53,11 @@ def runner(kind: str) -> Callable[[Runner], Runner]:
         return function
 
     return register
+
+
+def unknown(what: str, name: str) -> Comparison:
+    """A recorded array or scalar that the check has nothing to compare with."""
+    return Comparison(array=name, error=math.nan, limit=0, unknown=f"{what} {name} is not known to this check")
 
 
 def exact(array: str, ours: Any, recorded: Any) -> Comparison:
@@ -99,17 +108,21 @@ def only_known(case: str, config: dict[str, Any], known: Collection[str]) -> Non
         raise Unsupported(f"{case}: settings {extra} are not known to this check")
 
 
-def compare_tables(folder: Path, tables: dict[frozenset[str], RowRule]) -> Iterator[tuple[str, Comparison]]:
-    """Every row of every integer table of a folder; the error is the number of rows that differ."""
+def compare_tables(folder: Path, tables: dict[frozenset[str], RowRule]) -> Iterator[Case]:
+    """Every integer table of a folder; the error is the number of rows that differ."""
     for entry in read_manifest(folder).get("tables", []):
-        rows = read_table(folder, entry["file"])
-        columns = set(rows[0]) if rows else set()
-        match = [given for given in tables if given <= columns]
-        if not match:
-            raise Unsupported(f"{folder.name}/{entry['file']}: no table with columns {sorted(columns)} is known")
-        given = max(match, key=len)
-        wrong = 0
-        for row in rows:
-            wanted = {name: value for name, value in row.items() if name not in given}
-            wrong += tables[given](row) != wanted
-        yield entry["file"], Comparison(array=f"{len(rows)} rows", error=float(wrong), limit=0)
+        yield entry["file"], _compare_table(folder, entry["file"], tables)
+
+
+def _compare_table(folder: Path, file: str, tables: dict[frozenset[str], RowRule]) -> Iterator[Comparison]:
+    rows = read_table(folder, file)
+    columns = set(rows[0]) if rows else set()
+    match = [given for given in tables if given <= columns]
+    if not match:
+        raise Unsupported(f"{folder.name}/{file}: no table with columns {sorted(columns)} is known")
+    given = max(match, key=len)
+    wrong = 0
+    for row in rows:
+        wanted = {name: value for name, value in row.items() if name not in given}
+        wrong += tables[given](row) != wanted
+    yield Comparison(array=f"{len(rows)} rows", error=float(wrong), limit=0)

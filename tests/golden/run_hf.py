@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from conf.compose import compose
 from conf.derived.layers import stacks
-from conf.schema import RunConfig, Stack
+from conf.schema import Stack
 from model.build import build_model
 from model.contract import ModelOutput
 from model.hf.config import sparse_step
@@ -31,12 +31,12 @@ from model.moe.layer import MoeLayer
 from model.moe.types import Routing
 from model.t5.model import SwitchTransformer
 from parallel.mesh.axes import single_process
-from tests.golden.compare import Comparison, Unsupported, close, exact, runner, scalar
+from tests.golden.compare import Case, Comparison, Unsupported, close, exact, runner, scalar, unknown
+from tests.golden.hf_experts import Watch, absent_gradients, idle_experts
 from tests.golden.reader import read_manifest, whole_file
 from tests.model.moe.build import layer_of
 from trainer.commands.import_hf import Import, open_import
 
-Case = tuple[str, Comparison]
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 SUBLAYER = {"encoder": 1, "decoder": 2}  # the library's number of the feed-forward sublayer
 SCALARS = (
@@ -61,32 +61,15 @@ LIMITS = {
 }
 
 
-@dataclass(kw_only=True)
-class Watch:
-    """Keeps what one expert layer decided."""
-
-    seen: list[Routing] = field(default_factory=list)
-
-    def logits(self, logits_GSE: Tensor) -> Tensor:
-        return logits_GSE
-
-    def decided(self, routing: Routing) -> None:
-        self.seen.append(routing)
-
-
 @runner("hf_switch")
 def compare_hf_switch(folder: Path) -> Iterator[Case]:
     """Every model, layer case and table of a folder of Switch recordings."""
     yield from _models(folder)
     manifest = read_manifest(folder)
     for case in manifest.get("layer_cases", []):
-        for comparison in _layer_case(folder, case):
-            yield f"layer {case['case']}", comparison
-    switch = compose(["moe=hf"])
+        yield f"layer {case['case']}", _layer_case(folder, case)
     for table in manifest.get("tables", []):
-        for number, row in enumerate(_rows(folder / table["file"])):
-            for comparison in _layout_row(folder, row, switch):
-                yield f"{table['file']} row {number}", comparison
+        yield table["file"], _layout_table(folder, table["file"])
 
 
 @runner("hf_t5")
@@ -97,29 +80,35 @@ def compare_hf_t5(folder: Path) -> Iterator[Case]:
 
 def _models(folder: Path) -> Iterator[Case]:
     for case in read_manifest(folder)["cases"]:
-        sizes = {entry["file"]: (entry["bytes"], entry["sha256"]) for entry in case["files"]}
-        for name, (size, sha256) in sizes.items():
-            whole_file(folder / name, size, sha256)
-        inputs = load((folder / case["case"] / "inputs.safetensors").read_bytes())
-        arrays: dict[str, dict[str, Tensor]] = {}
-        scalars: dict[str, dict[str, Any]] = {}
-        for version, output in case["outputs"].items():
-            arrays[version] = load((folder / output["file"]).read_bytes())
-            scalars[version] = dict(output["scalars"])
-            for key, same in output.items():
-                if key.startswith("same_as_"):
-                    _, _, precision = version.partition("_")
-                    other = key.removeprefix("same_as_").removesuffix("_max_abs_diff")
-                    other = f"{other}_{precision}" if precision and not other.endswith(precision) else other
-                    arrays[version] |= {name: arrays[other][name] for name in same if name not in arrays[version]}
-            norms = scalars[version].get("grad_norms")
-            if isinstance(norms, str):
-                scalars[version]["grad_norms"] = scalars[norms.removeprefix("as ")]["grad_norms"]
         for version in case["outputs"]:
-            arrays[version].pop("none", None)
-            recorded = Recorded(folder / case["case"], version, inputs, arrays[version], scalars[version])
-            for comparison in recorded.compare():
-                yield f"{case['case']} {version}", comparison
+            yield f"{case['case']} {version}", _model(folder, case, version)
+
+
+def _model(folder: Path, case: dict[str, Any], version: str) -> Iterator[Comparison]:
+    """One version's run of a model, from files that are checked first."""
+    for entry in case["files"]:
+        whole_file(folder / entry["file"], entry["bytes"], entry["sha256"])
+    inputs = load((folder / case["case"] / "inputs.safetensors").read_bytes())
+    arrays, scalars = _recorded(folder, case, version)
+    yield from Recorded(folder / case["case"], version, inputs, arrays, scalars).compare()
+
+
+def _recorded(folder: Path, case: dict[str, Any], version: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Arrays and scalars of a version, also those for which it names another version's as equal."""
+    output = case["outputs"][version]
+    arrays, scalars = load((folder / output["file"]).read_bytes()), dict(output["scalars"])
+    arrays.pop("none", None)
+    _, _, precision = version.partition("_")
+    for key, same in output.items():
+        if key.startswith("same_as_"):
+            other = key.removeprefix("same_as_").removesuffix("_max_abs_diff")
+            other = f"{other}_{precision}" if precision and not other.endswith(precision) else other
+            theirs, _ = _recorded(folder, case, other)
+            arrays |= {name: theirs[name] for name in same if name not in arrays}
+    norms = scalars.get("grad_norms")
+    if isinstance(norms, str):
+        scalars["grad_norms"] = _recorded(folder, case, norms.removeprefix("as "))[1]["grad_norms"]
+    return arrays, scalars
 
 
 class Recorded:
@@ -143,7 +132,7 @@ class Recorded:
         """All arrays and scalars of the recording."""
         for name in self.scalars:
             if name not in SCALARS:
-                raise Unsupported(f"{self.source.folder.folder}: scalar {name}")
+                yield unknown("scalar", name)
         watches = self._watch()
         states = {stack: hidden_states(self.module, stack, self._forward) for stack in STACKS}
         self.module.zero_grad()
@@ -163,7 +152,7 @@ class Recorded:
             )
             yield from self._scalars(output, parts, half_ce)
             if self.limits.dtype == torch.float32:
-                yield from self._gradients()
+                yield from self._gradients(idle_experts(watches))
             if "greedy" in self.arrays:
                 recorded_BT = self.arrays["greedy"]
                 ours_BT = greedy(self.module, self.tokens_BL, recorded_BT.shape[1] - 1)
@@ -200,7 +189,7 @@ class Recorded:
             if name in made:
                 yield close(name, made[name], recorded, limit)
             elif name != "greedy" and name.partition(":")[0] not in ("router_logits", "dispatch", "gate", "grad"):
-                raise Unsupported(f"{self.source.folder.folder}: array {name}")
+                yield unknown("array", name)
 
     def _routing(self, watches: dict[str, Watch]) -> Iterator[Comparison]:
         for name, recorded in self.arrays.items():
@@ -228,8 +217,11 @@ class Recorded:
         if "sparse_modules" in self.scalars:
             yield exact("sparse_modules", sorted(self._watch()), sorted(self.scalars["sparse_modules"]))
 
-    def _gradients(self) -> Iterator[Comparison]:
-        """Norms and gradients; the library's copies of the embedding share one gradient here."""
+    def _gradients(self, idle: tuple[str, ...]) -> Iterator[Comparison]:
+        """Norms and gradients; the library's copies of the embedding share one gradient here.
+
+        `idle`: beginnings of the names of experts without tokens.
+        """
         grads = dict(self.module.named_parameters())
         cfg = self.source.cfg
         table = pairs(cfg.model, cfg.moe, self.source.hf.kind)
@@ -243,10 +235,11 @@ class Recorded:
         names = [name for pair in table for name in pair.theirs]
         norms = self.scalars.get("grad_norms", {})
         split = any(name in norms for name in COPIES)
-        # The library gives no gradient to an expert without tokens, nor to an embedding that only its copies use.
-        none = [name for name in names if not theirs(name).any() or (split and name == EMBEDDING)]
         if "no_grad_parameters" in self.scalars:
-            yield exact("no_grad_parameters", sorted(none), sorted(self.scalars["no_grad_parameters"]))
+            # The library gives no gradient to an expert without tokens, nor to an embedding that only its copies use.
+            none = {name for name in names if name.startswith(idle) or (split and name == EMBEDDING)}
+            zero = {name for name in names if not theirs(name).any()}
+            yield absent_gradients(none, zero, set(self.scalars["no_grad_parameters"]))
         widest = max(norms.values(), default=1.0)
         for name, recorded in norms.items():
             if name not in COPIES:
@@ -377,12 +370,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
-def _layout_row(folder: Path, row: dict[str, Any], cfg: RunConfig) -> Iterator[Comparison]:
-    """Sparse layers of each stack from the numbers in a config.json."""
-    depths = {"encoder": row["num_layers"], "decoder": row["num_decoder_layers"]}
-    steps = {stack: sparse_step(folder, row, stack, depths[stack]) for stack in STACKS}
-    model = replace(cfg.model, **{f"num_{stack}_layers": depth for stack, depth in depths.items()})
-    plan = stacks(model, replace(cfg.moe, sparse_every=steps["encoder"], decoder_sparse_every=steps["decoder"]))
-    for stack in STACKS:
-        ours = [layer.index for layer in plan[stack] if layer.experts]
-        yield exact(f"sparse_{stack}_indices", ours, row[f"sparse_{stack}_indices"])
+def _layout_table(folder: Path, file: str) -> Iterator[Comparison]:
+    """Sparse layers of each stack from the numbers in a config.json, row by row."""
+    cfg = compose(["moe=hf"])
+    for number, row in enumerate(_rows(folder / file)):
+        depths = {"encoder": row["num_layers"], "decoder": row["num_decoder_layers"]}
+        steps = {stack: sparse_step(folder, row, stack, depths[stack]) for stack in STACKS}
+        model = replace(cfg.model, **{f"num_{stack}_layers": depth for stack, depth in depths.items()})
+        plan = stacks(model, replace(cfg.moe, sparse_every=steps["encoder"], decoder_sparse_every=steps["decoder"]))
+        for stack in STACKS:
+            ours = [layer.index for layer in plan[stack] if layer.experts]
+            yield exact(f"row {number} sparse_{stack}_indices", ours, row[f"sparse_{stack}_indices"])

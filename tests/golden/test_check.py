@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.golden.check import main
 from tests.golden.compare import close, exact, scalar
 from tests.golden.grouping import flaxformer_groups, flaxformer_padding, mesh_tf_groups
+from tests.golden.hf_experts import absent_gradients
 from tests.golden.reader import GOLDEN
 from tests.golden.run_mesh_tf import INPUTS
 
@@ -72,6 +73,37 @@ def test_a_folder_anywhere_is_checked_array_by_array(tmp_path, capsys, kind, cas
 def test_one_changed_entry_is_a_mismatch(tmp_path, capsys, kind, case, array):
     assert main([str(one_case(tmp_path, kind, case, change=array))]) == 1
     assert f"{case}: {array} differs" in capsys.readouterr().out
+
+
+@recorded
+def test_every_array_is_reported_although_one_differs_and_another_is_unknown(tmp_path, capsys):
+    folder = one_case(tmp_path, "mesh_tf", "switch_train_pad")
+    assert main([str(folder)]) == 0
+    arrays_of_it = {line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (entry,) = manifest["cases"]
+    arrays = load_file(folder / entry["file"])
+    arrays["slot"].view(-1)[0] += 1
+    save_file(arrays, folder / "other.safetensors")
+    data = (folder / "other.safetensors").read_bytes()
+    changed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "file": "other.safetensors"}
+    strange = {**entry, "case": "strange", "config": {**entry["config"], "gating": "hash"}}
+    extra = {**entry, "case": "extra", "scalars": {"new_loss": 1.0, **entry["scalars"]}}
+    cut = {**entry, "case": "cut", "bytes": 7}
+    cases = [{**entry, **changed, "case": "changed"}, strange, cut, extra, {**entry, "case": "last"}]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "cases": cases}))
+    assert main([str(folder)]) == 1, "what went wrong first decides"
+    out, err = capsys.readouterr()
+    shown = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    for case in ("changed", "extra", "last"):
+        assert {w[2] for w in shown if w[1] == case and w[0] != "UNKNOWN"} == arrays_of_it
+    assert [w[1:3] for w in shown if w[0] == "MISMATCH"] == [["changed", "slot"]]
+    assert [w[1:3] for w in shown if w[0] == "UNKNOWN"] == [["extra", "new_loss"]]
+    assert "changed: slot differs" in out
+    assert "strange: gating" in out
+    assert "is not the file its manifest describes" in err
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "cases": [cut, *cases]}))
+    assert main([str(folder)]) == 2
 
 
 @recorded
@@ -153,6 +185,12 @@ def test_comparisons_do_not_hold_for_shapes_nan_or_a_single_integer():
     assert exact("a", torch.tensor([1, 2]), torch.tensor([2, 1])).error == 2
     assert scalar("a", float("nan"), float("nan"), 1e-6).holds, "a reference that is nan is met by nan"
     assert not scalar("a", 1.0, float("nan"), 1e-6).holds
+
+
+def test_lists_without_a_gradient_may_name_experts_whose_tokens_do_not_reach_the_loss():
+    idle, zero = {"expert_1"}, {"expert_1", "expert_2"}
+    for recorded_list, wrong in (({"expert_1"}, 0), (zero, 0), (set(), 1), ({"expert_1", "expert_3"}, 1)):
+        assert absent_gradients(idle, zero, recorded_list).error == wrong
 
 
 def test_grouping_by_hand():
