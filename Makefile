@@ -38,7 +38,7 @@ $(HF): $(STAMP)
 	@touch $@
 
 test-hf: $(HF)
-	$(BIN)/python -m pytest tests/model/hf/test_against_transformers.py -m 'slow' $(ARGS)
+	$(BIN)/python -m pytest tests/model/hf -m 'slow' $(ARGS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,6 +41,7 @@ class TrainState:
     step: int = 0  # optimizer steps taken; also the data cursor, since order is a function of it
     tokens: int = 0  # real encoder and target tokens seen
     wall_s: float = 0.0  # seconds spent training, over all attempts
+    generation: Mapping[str, Any] | None = None  # settings that an imported model came with (`model.hf.generation`)
 
     def advanced(self, *, tokens: int, wall_s: float) -> TrainState:
         """After one more step."""
@@ -52,7 +54,9 @@ class TrainState:
     @staticmethod
     def from_json(state: dict[str, Any]) -> TrainState:
         """Back from `state.json`."""
-        return TrainState(step=state["step"], tokens=state["tokens"], wall_s=state["wall_s"])
+        return TrainState(
+            step=state["step"], tokens=state["tokens"], wall_s=state["wall_s"], generation=state.get("generation")
+        )
 
 
 def changed_settings(saved: RunConfig, cfg: RunConfig) -> list[str]:

@@ -144,6 +144,7 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
             check_same_tokenizer(source, session.corpus.tokenizer.fingerprint, origin)
         source.check_names(session.shards)
         session.engine.load_state(source.for_engine(session.shards), weights_only=True)
+        return TrainState(generation=source.state.get("generation"))
     return TrainState()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.contract import PAD, Generative
+from model.generate.constraints import constrain
 from model.generate.options import EOS, GenerateOptions, GenerateResult
 
 
@@ -21,14 +22,16 @@ def choose_tokens(
     all_finished: Callable[[bool], bool],
 ) -> GenerateResult:
     """Decode by the most probable token (`greedy`) or by drawing (`sample`). See `model.generate.generate`."""
-    decoding = module.start_decoding(inputs_BL, copies=1, max_length=options.max_length, mode="no_drop")
+    decoding = module.start_decoding(inputs_BL, copies=1, max_length=options.max_length, mode=options.routing)
     generator = torch.Generator("cpu").manual_seed(options.seed)
     last_B = torch.full_like(inputs_BL[:, 0], PAD)
     finished_B = torch.zeros_like(last_B, dtype=torch.bool)
-    tokens, log_probs = [], []
+    tokens_BT = inputs_BL.new_full((len(inputs_BL), options.max_length), PAD)
+    log_probs = []
     for step in range(options.max_length):
-        model_BV = decoding.next_logits(last_B).log_softmax(-1)
-        allowed_BV = forbid(model_BV, step, options)
+        logits_BV = decoding.next_logits(last_B)
+        model_BV = logits_BV.log_softmax(-1)
+        allowed_BV = constrain(logits_BV, tokens_BT[:, :step], options)
         if options.mode == "greedy":
             chosen_B = allowed_BV.argmax(-1)
         else:
@@ -36,12 +39,13 @@ def choose_tokens(
             uniform_B = torch.rand(len(last_B), generator=generator, dtype=torch.float64).to(last_B.device)
             chosen_B = draw(allowed_BV, uniform_B, options)
         last_B = chosen_B.masked_fill(finished_B, PAD)
-        tokens.append(last_B)
+        tokens_BT[:, step] = last_B
         log_probs.append(model_BV.gather(1, chosen_B[:, None])[:, 0].masked_fill(finished_B, 0.0))
         finished_B = finished_B | (last_B == EOS)
         if all_finished(bool(finished_B.all())):
             break
-    tokens_BT, log_probs_BT = torch.stack(tokens, 1), torch.stack(log_probs, 1)
+    log_probs_BT = torch.stack(log_probs, 1)
+    tokens_BT = tokens_BT[:, : len(log_probs)]
     return GenerateResult(
         tokens_BT=tokens_BT,
         lengths_B=lengths(tokens_BT),
@@ -50,19 +54,9 @@ def choose_tokens(
     )
 
 
-def forbid(log_probs_BV: Tensor, step: int, options: GenerateOptions) -> Tensor:
-    """-inf for EOS while fewer than `min_length` tokens were generated, and for ids the tokenizer does not know."""
-    if options.known_ids is not None and options.known_ids < log_probs_BV.shape[-1]:
-        log_probs_BV = log_probs_BV.clone()
-        log_probs_BV[..., options.known_ids :] = float("-inf")
-    if step >= options.min_length:
-        return log_probs_BV
-    return log_probs_BV.index_fill(-1, torch.tensor([EOS], device=log_probs_BV.device), float("-inf"))
-
-
-def draw(log_probs_BV: Tensor, uniform_B: Tensor, options: GenerateOptions) -> Tensor:
+def draw(logits_BV: Tensor, uniform_B: Tensor, options: GenerateOptions) -> Tensor:
     """Token ids [B]: temperature, then top-k, then top-p, then the inverse of the cumulative distribution."""
-    heated_BV = (log_probs_BV.double() / options.temperature).softmax(-1)
+    heated_BV = (logits_BV.double() / options.temperature).softmax(-1)
     sorted_BV, ids_BV = heated_BV.sort(dim=-1, descending=True, stable=True)
     if options.top_k is not None:
         sorted_BV[:, options.top_k :] = 0.0

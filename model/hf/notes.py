@@ -8,6 +8,7 @@ from conf.schema import RunConfig
 from model.hf.config import EOS, HfConfig, sequence_capacity
 from model.hf.convert import Tying, unread_tensors
 from model.hf.files import TensorFolder
+from model.hf.generation import KNOWN, TASKS, Generation, unsupported
 from model.hf.names import COPIES, EMBEDDING, HEAD, Kind
 
 # Measured by running those versions.
@@ -102,6 +103,18 @@ def _switch_notes(hf: HfConfig, cfg: RunConfig, tying: Tying) -> list[str]:
             "itself would load random ones here, this import uses shared.weight for both"
         )
     return [*lines, *WRONG_SWITCH]
+
+
+def generation_notes(generation: Generation) -> list[str]:
+    """Lines about what `generate` will do with the checkpoint's own settings."""
+    lines = []
+    if shown := [f"{name} {value!r}" for name, value in generation.defaults.items() if name in KNOWN]:
+        lines.append(f"`generate` follows its generation settings: {', '.join(shown)}")
+    if generation.tasks:
+        lines.append(f"  and for --task {', '.join(generation.tasks)}: {TASKS}, their prefix included")
+    if strange := unsupported(generation):
+        lines.append(f"generation settings that are not supported, and not followed: {', '.join(strange)}")
+    return lines
 
 
 def needs_5(cfg: RunConfig) -> list[str]:

@@ -1,10 +1,12 @@
-"""Command-line options of decoding, shared by `fill` and `generate`."""
+"""How to decode: command-line options shared by `fill` and `generate`, and what holds where nothing is typed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from conf.errors import ConfigError
 from launch.commands.parameters import option
@@ -12,51 +14,68 @@ from launch.commands.parameters import option
 if TYPE_CHECKING:
     from model.generate import GenerateOptions
 
+_DEFAULTS: dict[str, Any] = {"beams": 1, "sample": False, "top_k": 0, "seed": 0}  # where `GenerateOptions` has others
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How to decode: greedy by default; `beams` above 1 searches; `sample` draws."""
+    """How to decode, as it was asked for. None: what the model's own settings say, else the default.
 
-    max_length: int
-    beams: int = 1
-    length_penalty: float = 0.6
-    sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    Greedy by default; `beams` above 1 searches; `sample` draws. For the other fields see `GenerateOptions`.
+    """
 
-    def options(self) -> GenerateOptions:
-        """The same as the model's generator takes it; raises `ConfigError` for values out of range."""
+    max_length: int | None = None
+    min_length: int | None = None
+    no_repeat_ngram: int | None = None
+    repetition_penalty: float | None = None
+    beams: int | None = None
+    length_penalty: float | None = None
+    length_rule: str | None = None
+    early_stopping: str | None = None
+    sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None  # 0: all
+    top_p: float | None = None
+    seed: int | None = None
+
+    def options(self, *, max_length: int, own: Mapping[str, Any] | None = None) -> GenerateOptions:
+        """The same as the model's generator takes it; `max_length` is the command's, `own` the model's own settings.
+
+        Raises `ConfigError` for values out of range and for beams and sampling at once.
+        """
         from model.generate import GenerateOptions
 
-        if self.sample and self.beams > 1:
+        typed = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.sample and self.beams is not None and self.beams > 1:
             got = f"--beams {self.beams} as well"
             raise ConfigError("--sample", got=got, needs="one of the two", hint="--beams 1")
-        return GenerateOptions(
-            mode="sample" if self.sample else "beam" if self.beams > 1 else "greedy",
-            max_length=self.max_length,
-            temperature=self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p,
-            seed=self.seed,
-            beams=self.beams,
-            length_penalty=self.length_penalty,
-        )
+        found = {**_DEFAULTS, "max_length": max_length, **(own or {}), **typed}
+        if self.sample:
+            found["beams"] = 1
+        if "min_length" not in typed:  # the model's own, which was meant for its own longest text
+            found["min_length"] = min(found.get("min_length", 0), max(found["max_length"] - 1, 0))
+        found["top_k"] = found["top_k"] or None
+        mode = "sample" if found.pop("sample") else "greedy"
+        return GenerateOptions(**found, mode="beam" if found["beams"] > 1 else mode)
 
 
 def takes_decoding(*, max_length: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the function gets the fields of `Decoding`, each by its name."""
-    default = Decoding(max_length=max_length)
+    rules, stops = click.Choice(("gnmt", "power")), click.Choice(("never", "true", "false"))
     options = (
-        option("--beams", type=int, default=default.beams, help="beam width; 1 is greedy"),
-        option("--length-penalty", default=default.length_penalty, help="alpha of ((5 + length) / 6)**alpha"),
-        option("--sample", is_flag=True, help="draw tokens instead of taking the likeliest"),
-        option("--temperature", default=default.temperature, help="with --sample; below 1 is bolder"),
-        option("--top-k", default=default.top_k, help="with --sample: only the k likeliest tokens; 0: all"),
-        option("--top-p", default=default.top_p, help="with --sample: only the likeliest of this mass"),
-        option("--seed", default=default.seed, help="with --sample"),
-        option("--max-length", default=default.max_length, help="generated tokens"),
+        option("--beams", type=int, help="beam width; 1 (default) is greedy"),
+        option("--length-penalty", type=float, help="alpha of the length rule (default: 0.6)"),
+        option("--length-rule", type=rules, help="beams are compared by log p / ((5 + n) / 6)**alpha, or / n**alpha"),
+        option("--early-stopping", type=stops, help="of beams; never (default): when nothing open can still win"),
+        option("--sample/--no-sample", default=None, help="draw tokens instead of taking the likeliest"),
+        option("--temperature", type=float, help="with --sample; below 1 is bolder (default: 1)"),
+        option("--top-k", type=int, help="with --sample: only the k likeliest tokens; 0 (default): all"),
+        option("--top-p", type=float, help="with --sample: only the likeliest of this mass (default: 1)"),
+        option("--seed", type=int, help="with --sample (default: 0)"),
+        option("--max-length", type=int, help=f"generated tokens at most (default: {max_length})"),
+        option("--min-length", type=int, help="generated tokens at least (default: 0)"),
+        option("--no-repeat-ngram", type=int, help="no sequence of so many tokens twice; 0 (default): any"),
+        option("--repetition-penalty", type=float, help="above 1: tokens once said get less likely (default: 1)"),
     )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

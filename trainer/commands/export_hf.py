@@ -141,6 +141,7 @@ def _write(
     from model.hf.config import to_document
     from model.hf.convert import ToTheirs, their_shapes
     from model.hf.files import write_tensors
+    from model.hf.generation import FILE, generation_of
     from model.hf.names import COPIES, EMBEDDING, HEAD, pairs
     from parallel.engine.protocol import MASTER
     from trainer.commands.import_hf import logical_shapes
@@ -166,9 +167,10 @@ def _write(
     document = to_document(cfg, kind=kind, dtype=dtype, copies_head=HEAD in copies)
     if capacity is not None:
         document["expert_capacity"] = capacity
-    _write_json(folder / "config.json", dict(sorted(document.items())))
-    generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    _write_json(folder / "generation_config.json", generation)
+    imported = generation_of(reader.state, str(reader.path))
+    generation, more = imported.beside() if imported else ({}, {})
+    _write_json(folder / "config.json", dict(sorted((document | more).items())))
+    _write_json(folder / FILE, generation | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     return kind
 
 

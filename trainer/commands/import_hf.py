@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model.hf.config import HfConfig
     from model.hf.convert import Tying
     from model.hf.files import TensorFolder
+    from model.hf.generation import Generation
     from model.hf.names import Shape
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "spm.model")  # the first that is there
@@ -54,6 +55,7 @@ class Import:
     cfg: RunConfig
     overrides: tuple[str, ...]  # what makes the model and its routing, and what was typed
     shapes: dict[str, Shape]  # of our logical tensors
+    generation: Generation
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 value) of each of our logical tensors."""
@@ -75,6 +77,7 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
     from model.hf.config import check_counts, in_their_words, read_config
     from model.hf.convert import check_tensors, find_tying
     from model.hf.files import TensorFolder
+    from model.hf.generation import read_generation
     from model.hf.names import pairs
 
     hf = read_config(path)
@@ -90,7 +93,8 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
     shapes = logical_shapes(cfg)
     check_tensors(folder, pairs(cfg.model, cfg.moe, hf.kind), shapes, cfg.model.vocab_size, tying)
     typed = tuple(of_the_run(merged(settings, overrides)))
-    return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, overrides=typed, shapes=shapes)
+    generation = read_generation(path)
+    return Import(hf=hf, folder=folder, tying=tying, cfg=cfg, overrides=typed, shapes=shapes, generation=generation)
 
 
 def logical_shapes(cfg: RunConfig) -> dict[str, Shape]:
@@ -193,7 +197,8 @@ def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Pat
     store = CheckpointStore(run.checkpoints, single_process())
     try:
         states = (StateTensor(name=name, kind=MASTER, value=value) for name, value in source.tensors())
-        store.save(0, states, shards, TrainState().to_json(source.cfg, fingerprints))
+        start = TrainState(generation=source.generation.to_json())
+        store.save(0, states, shards, start.to_json(source.cfg, fingerprints))
         result = store.wait()
         assert result is not None
         assert result.path is not None, "a save that did not fail has a folder"
@@ -224,12 +229,13 @@ def import_run(
         raise ConfigError(
             "--name", got=str(root), needs="a run that does not exist yet", hint=f"--name {name}-imported"
         )
-    from model.hf.notes import import_notes
+    from model.hf.notes import generation_notes, import_notes
 
     source = open_import(folder, overrides=[f"name={name}", f"runs_dir={runs_dir.resolve()}", *overrides])
     file = find_tokenizer(folder, tokenizer)
     checkpoint = write_run(source, root, read_tokenizer(file, source.cfg) if file else None)
     print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
+    print("\n".join(generation_notes(source.generation)))
     print(f"\n{checkpoint}: {sum(map(_numel, source.shapes.values())):,} parameters of {folder}")
     print("\n".join(_closing(source, root, file, folder)))
     return root

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.derived.layers import layer_names
+from conf.errors import ConfigError
+from conf.routing.settings import capacity_rule
 from conf.schema import RunConfig
 from data.batch import EOS_ID, StepBatch
 from data.corpus import Corpus, open_corpus
@@ -16,6 +18,8 @@ from data.loader import build_loader
 from data.prepare import prepare_data
 from data.tasks.task import target_kinds
 from data.text.tokenizer import Tokenizer
+from model.generate import GenerateOptions
+from model.hf.generation import KNOWN, Generation, generation_of, our_options
 from trainer.commands.arguments import Decoding
 from trainer.commands.filling import Filled, check_fills, encode_masked, fill_texts, generate_rows, has_mask
 from trainer.evaluate import evaluate, unigram_nats
@@ -65,23 +69,54 @@ class TrainedModel:
         Raises ConfigError for a model of another task, a text without a mask and options out of range.
         """
         check_fills(self.config.data)
-        options = Decoding(**{"max_length": 64, **decoding}).options()
+        options = self._routed(Decoding(**decoding).options(max_length=64))
         return fill_texts(self.loaded.module, self.loaded.tokenizer, texts, options)
 
-    def generate(self, texts: Sequence[str], **decoding: Any) -> list[str]:
-        """The text that the decoder gives for each input."""
-        return [self.loaded.tokenizer.decode(ids) for ids in self.generate_ids(texts, **decoding)]
+    def generate(self, texts: Sequence[str], *, task: str | None = None, **decoding: Any) -> list[str]:
+        """The text that the decoder gives for each input; keywords are the fields of `Decoding`.
 
-    def generate_ids(self, texts: Sequence[str], **decoding: Any) -> list[list[int]]:
+        An imported model decodes by the settings it came with, and those of `task` if it has them; keywords win.
+        Raises ConfigError for a task that it does not have and for options out of range.
+        """
+        return [self.loaded.tokenizer.decode(ids) for ids in self.generate_ids(texts, task=task, **decoding)]
+
+    def generate_ids(self, texts: Sequence[str], *, task: str | None = None, **decoding: Any) -> list[list[int]]:
         """The same as token ids, without padding and end of sequence."""
-        tokenizer = self.loaded.tokenizer
+        tokenizer, own = self.loaded.tokenizer, self._own_settings(task)
+        prefix = own.pop("prefix", "") if own else ""
+        options = self._routed(Decoding(**decoding).options(max_length=128, own=own))
         rows = [
-            encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID] for text in texts
+            encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID]
+            for text in (prefix + text for text in texts)
         ]
-        generated = generate_rows(
-            self.loaded.module, tokenizer, rows, Decoding(**{"max_length": 128, **decoding}).options()
-        )
+        generated = generate_rows(self.loaded.module, tokenizer, rows, options)
         return [[token for token in ids if token > EOS_ID] for ids in generated]
+
+    def generation_note(self, task: str | None = None) -> str | None:
+        """What to tell a person about settings that the model came with; None where it has none for this task."""
+        found = self._generation
+        settings = found.settings(task) if found else {}
+        shown = [f"{name} {settings[name]!r}" for name in KNOWN if settings.get(name) is not None]
+        others = [name for name in found.tasks if name != task] if found else []
+        lines = [f"the model's own settings{f' for {task}' if task else ''}: {', '.join(shown)}"] if shown else []
+        lines += [f"it also has settings for --task {', '.join(others)}"] if others and not task else []
+        return "; ".join(lines) or None
+
+    @property
+    def _generation(self) -> Generation | None:
+        return generation_of(self.loaded.reader.state, str(self.loaded.reader.path))
+
+    def _own_settings(self, task: str | None) -> dict[str, Any] | None:
+        found = self._generation
+        if found is None and task is not None:
+            raise ConfigError("--task", got=task, needs="a model that was imported with settings for tasks")
+        return our_options(found.settings(task)) if found else None
+
+    def _routed(self, options: GenerateOptions) -> GenerateOptions:
+        """Slots that are an absolute number for each sequence, which is the library's rule, bind here as well."""
+        moe = self.config.moe
+        alone = capacity_rule(moe).rounding == "absolute" and moe.group_sequences == 1
+        return replace(options, routing="eval") if alone else options
 
     def evaluate(self, *overrides: str) -> Report:
         """Losses and routing over the held-out windows; `overrides` as for `pointsman eval`, e.g. other data."""

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.generate import GenerateOptions, generate
-from model.generate.beam import penalty
 from model.generate.options import EOS
 from model.t5.model import SwitchTransformer
 from tests.model.generate.test_sample import KINDS, eager_to_stop, logits_after
@@ -26,33 +26,88 @@ def every_sequence() -> list[tuple[int, ...]]:
     return ended + list(product([t for t in range(VOCAB) if t != EOS], repeat=LENGTH))
 
 
-def exhaustive_best(module: SwitchTransformer, prompt_L: Tensor, alpha: float) -> tuple[tuple[int, ...], float]:
+def log_probs_after(module: SwitchTransformer, prompt_L: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        return logits_after(module, prompt_L[None], torch.tensor([[0, *tokens]]))[0].log_softmax(0)
+
+
+def exhaustive_best(
+    module: SwitchTransformer, prompt_L: Tensor, options: GenerateOptions
+) -> tuple[tuple[int, ...], float]:
     scored = []
     for sequence in every_sequence():
-        total = 0.0
-        for n, token in enumerate(sequence):
-            inputs_BT = torch.tensor([[0, *sequence[:n]]])
-            with torch.no_grad():
-                total += logits_after(module, prompt_L[None], inputs_BT)[0].log_softmax(0)[token].item()
-        scored.append((total / penalty(len(sequence), alpha), sequence))
+        steps = enumerate(sequence)
+        total = sum(log_probs_after(module, prompt_L, sequence[:n])[token].item() for n, token in steps)
+        scored.append((total / options.divisor(len(sequence)), sequence))
     score, best = max(scored)
     return best, score
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
-def test_wide_beam_equals_exhaustive_search(alpha: float) -> None:
+@pytest.mark.parametrize(
+    ("rule", "alpha"), [("gnmt", 0.0), ("gnmt", 0.6), ("gnmt", 3.0), ("power", 1.0), ("power", -1.0)]
+)
+def test_wide_beam_equals_exhaustive_search(rule: Any, alpha: float) -> None:
     module = make_model(vocab_size=VOCAB, seed=5, tie_embeddings=False)
     prompt_BL = make_batch(rows=3, vocab=VOCAB).encoder_BL
     # As many beams as open prefixes: nothing is ever cut.
-    options = GenerateOptions(mode="beam", max_length=LENGTH, beams=VOCAB**LENGTH, length_penalty=alpha)
+    options = GenerateOptions(
+        mode="beam", max_length=LENGTH, beams=VOCAB**LENGTH, length_penalty=alpha, length_rule=rule
+    )
     result = generate(module, prompt_BL, options=options)
     for row, prompt_L in enumerate(prompt_BL):
-        best, score = exhaustive_best(module, prompt_L, alpha)
+        best, score = exhaustive_best(module, prompt_L, options)
         n = int(result.lengths_B[row])
         assert tuple(result.tokens_BT[row, :n].tolist()) == best
         assert result.scores_B[row].item() == pytest.approx(score, rel=1e-9)
         total = result.log_probs_BT[row].sum().item()
-        assert total / penalty(n, alpha) == pytest.approx(score, rel=1e-9)
+        assert total / options.divisor(n) == pytest.approx(score, rel=1e-9)
+
+
+def naive_beam(module: SwitchTransformer, prompt_L: Tensor, options: GenerateOptions) -> tuple[tuple[int, ...], float]:
+    """Beam search of one prompt as transformers 5 describes it, with lists; `false` and `true` may stop too early."""
+    K, live, finished = options.beams, [(0.0, ())], []
+    for length in range(1, options.max_length + 1):
+        found = []
+        for score, tokens in live:
+            log_probs = log_probs_after(module, prompt_L, tokens).tolist()
+            found += [(score + each, (*tokens, token)) for token, each in enumerate(log_probs)]
+        found = sorted(found, reverse=True)[: 2 * K]
+        is_last = length == options.max_length
+        ended = [(score / options.divisor(length), t) for score, t in found[:K] if t[-1] == EOS or is_last]
+        finished = sorted(finished + ended, reverse=True)[:K]
+        live = [(score, t) for score, t in found if t[-1] != EOS][:K]
+        if len(finished) == K and not is_last:
+            worst = finished[-1][0]
+            reach = options.max_length if options.early_stopping == "never" and options.length_penalty > 0 else length
+            if options.early_stopping == "true" or live[0][0] / options.divisor(reach) <= worst:
+                break
+    return finished[0][1], finished[0][0]
+
+
+@pytest.mark.parametrize("early", ["never", "true", "false"])
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 1.0, 2.0])
+def test_when_the_search_stops(early: Any, alpha: float) -> None:
+    module = eager_to_stop()
+    prompt_BL = make_batch(rows=6, vocab=6).encoder_BL
+    options = GenerateOptions(
+        mode="beam", max_length=9, beams=3, length_penalty=alpha, length_rule="power", early_stopping=early
+    )
+    result = generate(module, prompt_BL, options=options)
+    for row, prompt_L in enumerate(prompt_BL):
+        best, score = naive_beam(module, prompt_L, options)
+        assert tuple(result.tokens_BT[row, : int(result.lengths_B[row])].tolist()) == best
+        assert result.scores_B[row].item() == pytest.approx(score, rel=1e-9)
+
+
+def test_stopping_early_can_cost_the_better_hypothesis() -> None:
+    prompt_BL = make_batch(rows=6, vocab=6).encoder_BL
+    settings: Any = {"mode": "beam", "max_length": 9, "beams": 3, "length_penalty": 2.0, "length_rule": "power"}
+    scores = {}
+    for early in ("never", "true"):
+        options = GenerateOptions(**settings, early_stopping=early)
+        scores[early] = generate(eager_to_stop(), prompt_BL, options=options).scores_B
+    assert (scores["never"] >= scores["true"]).all()
+    assert (scores["never"] > scores["true"]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,7 +41,7 @@ def test_a_text_without_a_mask_comes_before_a_missing_run():
 def options(*words):
     typed = command.make_context("fill", ["run", *words]).params
     names = Decoding.__dataclass_fields__
-    return Decoding(**{name: typed[name] for name in names}).options()
+    return Decoding(**{name: typed[name] for name in names}).options(max_length=64)
 
 
 def test_decoding_options():
