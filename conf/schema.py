@@ -17,6 +17,7 @@ SecondPolicy = Literal["all", "none", "threshold", "random"]
 PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
 RouterPrecision = Literal["fp32", "activation"]
+CompileMode = Literal["off", "blocks", "model"]
 Ffn = Literal["relu", "gelu", "gated_gelu"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 Precision = Literal["bf16", "fp32"]
@@ -158,6 +159,7 @@ class RawTrainConfig:
     accumulation: int  # micro-batches per step; a rank's micro-batch is global_batch / dp / accumulation sequences
     precision: Precision  # bf16: bf16 weights and activations, fp32 masters, fp32 router as moe.router_precision says
     activation_checkpointing: bool  # compute a block again in its backward pass instead of keeping activations
+    compile: CompileMode  # torch.compile in training steps: each kind of block, or the whole model as one graph
     log_every: int  # steps between lines of metrics.jsonl
     eval_every: int | None  # steps; None: a tenth of the run; 0: only first and last
     eval_batches: int  # global batches per evaluation

@@ -6,9 +6,9 @@ Shape suffixes: B batch, L input length, T target length, R rows of a decoding, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def router_tokens(self, *, inputs: int, targets: int) -> dict[Stack, int]:
         """Real tokens that the routers of each stack see, of a batch with so many real inputs and targets."""
+
+    @abstractmethod
+    def compile_steps(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]], *, whole: bool) -> None:
+        """Let training steps run compiled code from now on: the model as a `whole`, else each of its blocks.
+
+        Evaluation and generation stay as they are: their sizes change from call to call.
+        """
 
     if TYPE_CHECKING:  # nn.Module says Any
 

@@ -26,9 +26,9 @@ OPTIM = OptimConfig(
     scale_parameter=True, clip_norm=0.0,
 )  # fmt: skip
 TRAIN = TrainConfig(
-    steps=3, tokens=None, global_batch=1, accumulation=1, precision="fp32", activation_checkpointing=False, log_every=1,
-    eval_every=0, eval_batches=1, save_every=0, keep_last=1, keep_every=None, resume="never", allow_data_change=False,
-    from_checkpoint=None, fill_samples=0,
+    steps=3, tokens=None, global_batch=1, accumulation=1, precision="fp32", activation_checkpointing=False,
+    compile="off", log_every=1, eval_every=0, eval_batches=1, save_every=0, keep_last=1, keep_every=None,
+    resume="never", allow_data_change=False, from_checkpoint=None, fill_samples=0,
 )  # fmt: skip
 LAUNCH = LaunchConfig(
     launcher="local", nproc=2, nodes=1, threads_per_rank=None, rdzv_endpoint=None, max_restarts=0,

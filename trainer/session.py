@@ -13,6 +13,7 @@ from data.corpus import Corpus
 from data.loader import Loader, build_loader
 from data.tasks.task import target_kinds
 from model.build import build_model
+from model.compiled import compile_steps
 from model.contract import Model
 from model.init import init_key, initial_masters
 from parallel.engine.deepspeed import build_engine
@@ -101,6 +102,7 @@ def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engin
         # The engine copied its masters from weights that are rounded already.
         exact = initial_masters(module, mesh, init_key(cfg))
         engine.load_state(exact, weights_only=True)
+    compile_steps(module, cfg, mesh, device)
     return engine
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 5
+FORMAT = 6
 KEY = "format"  # of the number in a written configuration
 
 
@@ -49,6 +49,7 @@ ADDED = (
     Added(2, "logging.tensorboard", False),
     Added(3, "data.bad_rows", "refuse"),
     Added(5, "data.task", "span_corruption"),
+    Added(6, "train.compile", "off"),
 )
 
 

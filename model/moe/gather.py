@@ -25,7 +25,8 @@ class SlotIndex(NamedTuple):
 
     rows_NK: Tensor  # int64 buffer row of each choice; R: dropped
     tokens_R: Tensor  # int64 token of each buffer row; N: empty
-    choices_R: Tensor  # int64 which choice of its token a buffer row is, flat n * K + k; N * K: empty
+    # Which choice of its token a buffer row is, int64, flat n * K + k; N * K: empty. None where tokens have one choice.
+    choices_R: Tensor | None
     experts: int
     groups: int
     capacity: int
@@ -46,11 +47,11 @@ def slot_index(routing: Routing) -> SlotIndex:
     return SlotIndex(rows_NK, tokens_R, _choice_of_rows(rows_NK, tokens_R), E, G, C)
 
 
-def _choice_of_rows(rows_NK: Tensor, tokens_R: Tensor) -> Tensor:
-    """For each buffer row the choice, among its token's K, that points at it."""
+def _choice_of_rows(rows_NK: Tensor, tokens_R: Tensor) -> Tensor | None:
+    """For each buffer row the choice, among its token's K, that points at it; None where it is the token itself."""
     N, K = rows_NK.shape
     if K == 1:
-        return tokens_R
+        return None
     row_R = torch.arange(len(tokens_R), device=tokens_R.device)
     padded = torch.cat((rows_NK, rows_NK.new_full((1, K), -1)))
     own_RK = padded.index_select(0, tokens_R) == row_R.unsqueeze(1)
@@ -119,11 +120,12 @@ class _Dispatch(torch.autograd.Function):
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_RD: Tensor, gates_NK: Tensor, rows_NK: Tensor, tokens_R: Tensor, choices_R: Tensor
+        ctx: Any, rows_RD: Tensor, gates_NK: Tensor, rows_NK: Tensor, tokens_R: Tensor, choices_R: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(rows_RD, gates_NK, rows_NK, tokens_R, choices_R)
         if rows_NK.shape[1] == 1:
             return (_take(rows_RD, rows_NK) * gates_NK).to(rows_RD.dtype)
+        assert choices_R is not None
         gate_R1 = _take(gates_NK.reshape(-1, 1), choices_R)
         return _sum_slots(rows_RD * gate_R1, rows_NK, tokens_R).to(rows_RD.dtype)
 
@@ -131,7 +133,7 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows_RD, gates_NK, rows_NK, tokens_R, choices_R = ctx.saved_tensors
         taken_RD = _take(grads[0], tokens_R)
-        gate_R1 = _take(gates_NK.reshape(-1, 1), choices_R)
+        gate_R1 = _take(gates_NK.reshape(-1, 1), tokens_R if choices_R is None else choices_R)
         # The gradient of a gate is computed where its buffer row lies, then read from there.
         wide_RD = taken_RD.to(torch.promote_types(taken_RD.dtype, gates_NK.dtype))
         grad_gate_R1 = (wide_RD * rows_RD).sum(-1, keepdim=True).to(gates_NK.dtype)

@@ -20,7 +20,7 @@ from model.moe.balance import layer_balance
 from model.moe.experts import DROPOUT, ExpertBank, group_noise
 from model.moe.gather import combine, dispatch, slot_index
 from model.moe.routers.numerics import JITTER, Numerics, jitter_factor, jitters
-from model.moe.routers.route import route
+from model.moe.routers.route import route, router_in
 from model.moe.routers.tokens import RouterNoise, Tokens
 from model.moe.tap import RoutingTap
 from model.moe.types import LayerBalance, LayerRouting, RouteMode, RouterStats, Routing
@@ -56,6 +56,7 @@ class MoeLayer(nn.Module):
         super().__init__()
         self.rules, self.exchange = rules, exchange
         self.noise_sites = (JITTER, *rules.row.noise, DROPOUT)
+        self.maths = router_in(rules.row.module)
         self.router = Router(rules.row, d_model, rules.num_experts)
         self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=exchange)
         self.tap: RoutingTap | None = None  # set by `measure.verify` alone
@@ -148,7 +149,7 @@ class MoeLayer(nn.Module):
             rules, tokens = replace(rules, routed="real"), replace(tokens, limit_G=slots[tokens.real_GS.sum(1)])
         else:
             capacity = S + rules.first_slot
-        return route(tokens, rules, capacity, self.tap)
+        return route(self.maths, tokens, rules, capacity, self.tap)
 
     def _balance(self, routing: Routing) -> LayerBalance | None:
         """f and P of all groups, for losses that join layers before they multiply the two."""

@@ -6,6 +6,9 @@ R rows of a decoding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +22,7 @@ from model.contract import PAD, Decoding, Generative, ModelOutput
 from model.moe.types import RouteMode
 from model.t5.block import Memory
 from model.t5.position import padding_mask
-from model.t5.stack import Stack, StackOutput
+from model.t5.stack import Stack, StackOutput, run_block
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.plain import LayerFactory
 from parallel.layers.sharding import ParamSpec
@@ -57,24 +60,39 @@ class SwitchTransformer(Generative):
         if not model.tie_embeddings:
             head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)
             self.lm_head = layers.column_linear(model.d_model, rows, head)
+        self._train_losses = self._losses
         self.noise_sites = NoiseSites({**self.encoder.noise_sites, **self.decoder.noise_sites})
 
     @override
     def forward(self, inputs_BL: Tensor, targets_BT: Tensor, *, mode: RouteMode, noise: NoiseKey | None) -> ModelOutput:
         assert noise is None or mode == "train", f"noise is for training only, not for mode {mode!r}"
         draws = None if noise is None else self.noise_sites.draws(noise)
-        encoded = self.encode(inputs_BL, mode=mode, noise=draws)
+        losses = self._train_losses if mode == "train" else self._losses
+        return losses(inputs_BL, targets_BT, mode=mode, noise=draws)
+
+    def _losses(
+        self, inputs_BL: Tensor, targets_BT: Tensor, *, mode: RouteMode, noise: ModelDraws | None
+    ) -> ModelOutput:
+        encoded = self.encode(inputs_BL, mode=mode, noise=noise)
         memory = self.memory(encoded.hidden_BLD, inputs_BL)
         real_BT = targets_BT != PAD
         # The decoder sees the targets one place later; padding is also its start token.
         ids_BT = F.pad(targets_BT[:, :-1], (1, 0), value=PAD)
-        decoded = self.decoder(self.embed(ids_BT, "decoder"), real_BT, memory, mode=mode, noise=draws, ids_BL=ids_BT)
+        decoded = self.decoder(self.embed(ids_BT, "decoder"), real_BT, memory, mode=mode, noise=noise, ids_BL=ids_BT)
         loss_BT = self.factory.cross_entropy(self.logits(decoded.hidden_BLD), targets_BT)
         return ModelOutput(
             # where, not a product: a loss that is not finite at padding must not leak.
             token_loss_BT=torch.where(real_BT, loss_BT, 0.0),
             routing={"encoder": encoded.routing, "decoder": decoded.routing},
         )
+
+    @override
+    def compile_steps(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]], *, whole: bool) -> None:
+        if whole:
+            self._train_losses = compiler(self._losses)
+        else:
+            # One function for both stacks: blocks of a kind share a graph, which takes their weights as inputs.
+            self.encoder.train_block = self.decoder.train_block = compiler(run_block)
 
     @override
     def router_tokens(self, *, inputs: int, targets: int) -> dict[StackName, int]:

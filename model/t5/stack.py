@@ -51,6 +51,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.p, self.recompute = name, model.dropout, recompute
+        self.train_block = run_block
         self.relative_bias = RelativeBias(
             buckets=model.relative_buckets,
             max_distance=model.relative_max_distance,
@@ -116,9 +117,15 @@ class Stack(nn.Module):
             x_B1D = block(x_B1D, real_B1, bias, memory, mode=mode, noise=None, ids_BL=ids_B1, cache=cache).x_BLD
         return self.final_norm(x_B1D)
 
-    def _run(self, block: nn.Module, *tensors: Tensor | Memory | None, **how: Any) -> BlockOutput:
+    def _run(self, block: nn.Module, *tensors: Tensor | Memory | None, mode: RouteMode, **how: Any) -> BlockOutput:
         """The block, its activations dropped until backward where they are to be recomputed."""
+        run = self.train_block if mode == "train" else run_block
         if not (self.recompute and torch.is_grad_enabled()):
-            return block(*tensors, **how)
+            return run(block, *tensors, mode=mode, **how)
         # Noise is keyed, so recomputation repeats it without any generator state to restore.
-        return checkpoint(block, *tensors, **how, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+        return checkpoint(run, block, *tensors, mode=mode, **how, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+
+
+def run_block(block: nn.Module, *tensors: Tensor | Memory | None, **how: Any) -> BlockOutput:
+    """Call a block: what is compiled where blocks are."""
+    return block(*tensors, **how)

@@ -7,6 +7,7 @@ summed over the ranks that hold copies (dp, experts: edp) and divided by dp.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,9 +48,11 @@ class StepReport:
     gradients: Gradients
 
 
-def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
+def one_step(mesh: Mesh, cfg: Any, accumulation: int, *, compiled: bool = False) -> StepReport:
     """Forward and backward of the global batch of `ROWS` rows with this rank's rows, losses and gradients reduced."""
     module = build_model(cfg, mesh, device="cpu", dtype=torch.float64)
+    if compiled:
+        module.compile_steps(partial(torch.compile, backend="eager", dynamic=False), whole=False)
     batch = make_batch(rows=ROWS)
     dp = mesh.dp
     micro = ROWS // (dp.size * accumulation)
@@ -81,15 +84,17 @@ def one_step(mesh: Mesh, cfg: Any, accumulation: int) -> StepReport:
     return StepReport(losses=(ce, aux, z), dropped=dropped, gradients=gradients)
 
 
-def _rank_step(rank: int, world: int, layout: Layout, cfg: Any) -> StepReport:
+def _rank_step(rank: int, world: int, layout: Layout, cfg: Any, compiled: bool) -> StepReport:
     parallel = parallel_config(layout.tp, layout.ep, layout.etp)
-    return one_step(init_groups(parallel), cfg, layout.accumulation)
+    return one_step(init_groups(parallel), cfg, layout.accumulation, compiled=compiled)
 
 
-def assert_equals_one_process(layout: Layout, cfg: Any, tolerance: float = 1e-10) -> StepReport:
+def assert_equals_one_process(
+    layout: Layout, cfg: Any, tolerance: float = 1e-10, *, compiled: bool = False
+) -> StepReport:
     """Run `layout` and one process, and compare losses and every gradient, as shares of the tensor's maximum."""
     expected = one_step(single_process(), cfg, accumulation=1)
-    for rank, report in enumerate(run_ranks(_rank_step, layout.world, layout, cfg)):
+    for rank, report in enumerate(run_ranks(_rank_step, layout.world, layout, cfg, compiled)):
         for what, got, want in zip(("ce", "aux", "z"), report.losses, expected.losses, strict=True):
             assert abs(got - want) <= tolerance * abs(want), f"{what} on rank {rank}: {got} instead of {want}"
         assert report.gradients.keys() == expected.gradients.keys()

@@ -1,9 +1,8 @@
-"""`route` runs the router that the rules name."""
+"""`route` runs a router; `router_in` finds the one that a row names."""
 
 from __future__ import annotations
 
 import importlib
-from functools import cache
 
 from conf.routing.settings import MoeRules
 from model.moe.balance import router_stats, z_sums
@@ -13,19 +12,17 @@ from model.moe.tap import RoutingTap
 from model.moe.types import Routing
 
 
-@cache
 def router_in(module: str) -> Router:
     """The router of the file that a row of `conf.routing.routers` names."""
     return importlib.import_module(module).ROUTER
 
 
-def route(tokens: Tokens, rules: MoeRules, capacity: int, tap: RoutingTap | None = None) -> Routing:
+def route(router: Router, tokens: Tokens, rules: MoeRules, capacity: int, tap: RoutingTap | None = None) -> Routing:
     """Send tokens to experts, at most `capacity` of a group to one expert.
 
     Gradients reach the router through gates, P and the z-loss; dispatch carries none. A `tap` may put other logits in
     the place of the computed ones.
     """
-    router = router_in(rules.row.module)
     logits_GSE = router.logits(tokens, rules)
     if tap is not None:
         logits_GSE = tap.logits(logits_GSE)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from conf.routing.settings import MoeRules
-from model.moe.routers.route import route
+from model.moe.routers.route import route, router_in
 from model.moe.routers.tokens import Noise, Tokens
 from model.moe.tap import RoutingTap
 from model.moe.types import Routing
@@ -40,4 +40,4 @@ def route_tokens(
     tokens = Tokens(
         x_GSD=x_GSD, real_GS=real_GS, weights={"weight": weight_DE}, noise=noise, importance_GS=importance_GS
     )
-    return route(tokens, replace(rules, num_experts=weight_DE.shape[1]), capacity, tap)
+    return route(router_in(rules.row.module), tokens, replace(rules, num_experts=weight_DE.shape[1]), capacity, tap)
