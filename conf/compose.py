@@ -16,15 +16,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import ConfigError
 from conf.machine import local_ranks
-from conf.reading.convert import to_config, to_dict
+from conf.reading.convert import flat, nested, to_config, to_dict
 from conf.reading.formats import modern, stamped
+from conf.reading.meanings import is_free_text
 from conf.reading.overrides import Overrides, read_overrides
 from conf.reading.presets import CONF_DIR, groups, presets
-from conf.reading.redact import redact_text
+from conf.reading.yaml_text import read_yaml
 from conf.rules.validate import Files, check_world, validate
+from conf.safety.redact import redact
 from conf.schema import RunConfig
 
-__all__ = ["compose", "dump", "load", "restore", "to_dict", "written"]
+__all__ = ["compose", "dump", "load", "restore", "to_dict", "without_secrets", "written"]
 
 OmegaConf.register_new_resolver("local_ranks", local_ranks, replace=True)  # conf/launch/local.yaml
 
@@ -98,7 +100,7 @@ def _auto_ep(tree: Any) -> int:
 
 
 def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:
-    """Write `cfg` as YAML, whole or not at all; secrets found in the environment are replaced."""
+    """Write `cfg` as YAML, whole or not at all, without secrets."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(to_yaml(cfg), encoding="utf-8")
@@ -106,13 +108,22 @@ def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:
 
 
 def written(cfg: RunConfig) -> dict[str, Any]:
-    """`cfg` as it is written to files: plain values, and the number of the format. `restore` takes it back."""
-    return stamped(to_dict(cfg))
+    """`cfg` as it is written to files: plain values without secrets, and the number of the format.
+
+    `restore` takes it back, with `conf.safety.redact.REDACTED` where secrets were.
+    """
+    return stamped(without_secrets(cfg))
+
+
+def without_secrets(cfg: RunConfig) -> dict[str, Any]:
+    """`cfg` as `to_dict` gives it, for whatever is kept or sent."""
+    leaves = flat(to_dict(cfg))
+    return nested({path: redact(value) if is_free_text(path) else value for path, value in leaves.items()})
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """`cfg` as YAML text without secrets, in the form of `written`."""
-    return redact_text(OmegaConf.to_yaml(OmegaConf.create(written(cfg))))
+    """`cfg` as YAML text, in the form of `written`."""
+    return OmegaConf.to_yaml(OmegaConf.create(written(cfg)))
 
 
 def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -139,7 +150,7 @@ def restore(tree: Mapping[Any, Any], *, origin: str) -> RunConfig:
 def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """What stands in a YAML file."""
     try:
-        tree = _plain(OmegaConf.load(Path(path)))
+        tree = _plain(OmegaConf.create(read_yaml(path)))
     except FileNotFoundError:
         raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
     except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.compose import checked, completed, hydra_tree, load, restore, to_dict
+from conf.errors import ConfigError
 from conf.reading.convert import flat, nested
 from conf.reading.formats import stamped
 from conf.reading.overrides import read_overrides
+from conf.reading.paths import is_there, user_path
 from conf.reading.presets import presets
 from conf.reading.setting_files import expand, key_of, merged, read_settings
 from conf.rules.validate import Files
+from conf.safety.redact import REDACTED
 from conf.schema import RunConfig
 
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
@@ -54,6 +57,7 @@ def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None, f
     if world is not None:  # what was started counts more than what was typed earlier
         basis = basis._replace(words=[w for w in basis.words if key_of(w) not in ("launch.nproc", "launch.nodes")])
     keys = read_overrides(typed).keys
+    basis = _without_gaps(basis, keys)
     read = read_overrides(merged(basis.words, typed))
     tree = hydra_tree(read, world)
     if basis.values:
@@ -61,6 +65,25 @@ def compose_run(words: Sequence[str], *, world: tuple[int, int] | None = None, f
         stands = {f: v for f, v in basis.values.items() if f not in keys and now.get(f) == before.get(f)}
         tree = nested(now | stands)
     return checked(completed(tree, read.keys), world, files=files)
+
+
+def _without_gaps(basis: Basis, keys: frozenset[str]) -> Basis:
+    """`basis` without values in which a secret was left out: the words say how they come about.
+
+    Raises `ConfigError` for a setting that nothing says any more.
+    """
+    gone = {field for field, value in basis.values.items() if REDACTED in str(value)} - keys
+    said = {key_of(word): word for word in basis.words}
+    for field in sorted(gone | said.keys() - keys):
+        word = said.get(field, REDACTED)
+        if REDACTED in word:
+            raise ConfigError(
+                field,
+                got=word.partition("=")[2] or REDACTED,
+                needs="its value once more: a run's folder keeps no secrets",
+                hint=f"{field}='...${{oc.env:NAME}}...', with the secret in a variable, which is kept by its name",
+            )
+    return basis._replace(values={field: value for field, value in basis.values.items() if field not in gone})
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:
@@ -78,18 +101,18 @@ def _basis(typed: Sequence[str]) -> Basis:
     if not {"name", "train.from_checkpoint"} & {key_of(word) for word in typed}:
         return Basis([], {})
     start = flat(hydra_tree(read_overrides(typed), None))
-    name, weights = start["name"], start["train.from_checkpoint"]
-    if isinstance(name, str) and (folder := Path(start["runs_dir"]).expanduser() / name).joinpath(CONFIG).exists():
+    name, runs, weights = start["name"], start["runs_dir"], start["train.from_checkpoint"]
+    if isinstance(name, str) and isinstance(runs, str) and is_there((folder := user_path(runs) / name) / CONFIG):
         return _of_folder(folder)
-    if isinstance(weights, str) and (folder := run_of(Path(weights))).joinpath(CONFIG).exists():
+    if isinstance(weights, str) and is_there((folder := run_of(Path(weights))) / CONFIG):
         return _of_weights(folder)
     return Basis([], {})
 
 
 def run_of(path: Path) -> Path:
     """The run's folder, of which `path` may be a checkpoint."""
-    path = path.expanduser()
-    return path.resolve().parent.parent if (path / "manifest.json").exists() else path
+    path = user_path(path)
+    return path.resolve().parent.parent if is_there(path / "manifest.json") else path
 
 
 def _of_folder(folder: Path) -> Basis:

@@ -28,3 +28,16 @@ def gpus_at_hand() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def available_memory() -> int:
+    """Bytes that new processes of this machine (or container) can have."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = (line.split() for line in meminfo.read_text().splitlines())
+        found += [1024 * int(row[1]) for row in rows if row[0] == "MemAvailable:"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
+        found.append(int(limit.read_text()) - int(used.read_text()))
+    return max(0, min(found))

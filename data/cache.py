@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.safety.regular import read_regular
 from data.files import locked, sha256_bytes, write_atomic
 from data.notice import notice
 
@@ -44,7 +45,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError:
         return None
 

@@ -23,6 +23,7 @@ from types import GeneratorType
 from typing import IO, Any, Literal
 
 from conf.errors import DataError, PointsmanError
+from conf.safety.streams import redact_streams
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _COMMAND = "import sys; sys.path.insert(0, sys.argv[1]); from data.children import serve; serve(int(sys.argv[2]))"
@@ -109,6 +110,7 @@ def serve(parent: int) -> None:
     """Main loop of a child: read (function, args), write items, until the pipe closes."""
     for name in _PARENTS_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
+    redact_streams()
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a stray print must not land between messages

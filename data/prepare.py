@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conf.errors import DataError
+from conf.reading.paths import user_path
 from conf.schema import DataConfig, RunConfig
 from conf.sources import SOURCES
 from data.cache import set_aside
@@ -89,7 +90,7 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = s
 
 def check_folders(data: DataConfig, *, progress: Progress = silent) -> tuple[Path, ...]:
     """The directories of data=shards. Raises DataError when one is not what was written; nothing of it is changed."""
-    folders = tuple(Path(name).expanduser() for name in data.files)
+    folders = tuple(map(user_path, data.files))
     for folder in folders:
         require_whole(folder, read_index(folder), data, progress)
     return folders

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conf.safety.streams import redact_streams
 from launch.local import LOG_DIR_VARIABLE
 from launch.process import CODE_KEY, INTERRUPTED, TIME_KEY, USER_ERROR
 
@@ -194,4 +195,5 @@ def _remove_logs(news: News, log_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    redact_streams()
     sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import click
 
+from conf.safety.streams import redact_streams
 from launch.commands import completion
 from launch.commands.kinds import Group
 from launch.commands.overview import overview
@@ -19,6 +20,8 @@ from launch.process import DEBUG_VARIABLE, guarded
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code: the command's own; 2 for what the user can mend; 130 after Ctrl-C."""
+    if argv is None:
+        redact_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if "--debug" in words[: words.index("--") if "--" in words else None]:
         os.environ[DEBUG_VARIABLE] = "1"

@@ -7,7 +7,6 @@ between the user and the run: the terminal, Ctrl-C, SIGTERM and the exit code ar
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import NoReturn
 
 from conf.errors import ConfigError
 from conf.schema import LaunchConfig, RunConfig
+from launch.memory import check_memory
 from launch.naming import with_name
 from launch.process import BOUND_VARIABLE
 from launch.ranks.environment import clean_environment
@@ -33,9 +33,6 @@ class Start:
 
     command: tuple[str, ...]
     environment: dict[str, str]
-
-    def __str__(self) -> str:
-        return shlex.join(self.command)
 
 
 def plan(
@@ -71,6 +68,7 @@ def start(cfg: RunConfig, overrides: Sequence[str]) -> NoReturn:
     from conf.rules.files import check_files
 
     raise_all([*check_files(cfg)])
+    check_memory(cfg)
     if cfg.launch.max_restarts:
         if cfg.name is None and cfg.launch.nodes > 1:
             needs = "a name, the same on every node, by which restarted ranks find the run's checkpoints"

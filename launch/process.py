@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.errors import PointsmanError
+from conf.safety.redact import redact, redact_text
+from launch.memory import out_of_memory
 
 USER_ERROR = 2  # exit code of a PointsmanError
 INTERRUPTED = 128 + signal.SIGINT
@@ -58,13 +60,16 @@ def noted() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        write_error_file(error)
+        refused = out_of_memory(error)
+        write_error_file(refused or error)
+        if refused is not None:
+            raise refused from error
         raise
 
 
 def short_message(error: PointsmanError) -> str:
     """`error: <text>`, the word in red on a terminal; further lines are indented."""
-    text = str(error).replace("\n", "\n       ")
+    text = redact_text(str(error)).replace("\n", "\n       ")
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     return f"\033[1;31merror:\033[0m {text}" if colour else f"error: {text}"
 
@@ -81,7 +86,7 @@ def write_error_file(error: BaseException) -> None:
     message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
     draft = Path(f"{path}.draft")  # the agent may look, or end this process, at any moment
     with suppress(OSError):  # losing the note must not hide the error itself
-        draft.write_text(json.dumps({"message": message}))
+        draft.write_text(json.dumps(redact({"message": message})))
         draft.replace(path)
 
 

@@ -1,12 +1,12 @@
 """Writes, and on request submits, the Slurm batch script of a run: one task per node, each starting its node's ranks.
 
 The script holds the run's settings and nothing of the environment: variables, a Weights & Biases key among them,
-reach the job as `sbatch` passes them on and are written nowhere.
+reach the job as `sbatch` passes them on and are written nowhere. A setting that holds a secret is refused, unless a
+variable has it too: then the variable is named instead.
 """
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,18 +15,26 @@ from pathlib import Path
 from string import Template
 
 from conf.errors import ConfigError, SetupError
-from conf.reading.redact import redact_text
+from conf.reading.convert import to_dict
+from conf.reading.paths import user_path
+from conf.reading.setting_files import key_of, told
+from conf.rules.sections import NOTICE_SECONDS
+from conf.safety import shell
+from conf.safety.redact import redact, redact_text, secrets
 from conf.schema import LaunchConfig, RunConfig
 from launch.commands.kinds import define
-from launch.commands.parameters import FILE, option, takes_overrides
+from launch.commands.output import OUTPUT, write_output
+from launch.commands.parameters import option, takes_overrides
 from launch.naming import with_name
 from launch.ranks.environment import STALE, module_search_path
 from launch.torchrun import TRAINER, Rendezvous, torchrun_arguments
 
 TEMPLATE = Path(__file__).with_name("sbatch.sh")
-NOTICE_SECONDS = 180  # before the time limit, for the ranks to save and end
+MOST_STARTS = 2  # of a job without a new checkpoint
 # Known only to the job; the shell expands them.
 MEETING = Rendezvous(endpoint="$head:$port", run_id="$SLURM_JOB_ID-$start")
+LOG_DIR = "$folder/ranks-$SLURM_JOB_ID"
+_ALIVE = (f"--rdzv-endpoint={MEETING.endpoint}", f"--rdzv-id={MEETING.run_id}", f"--log-dir={LOG_DIR}")
 
 
 @define(
@@ -41,7 +49,7 @@ MEETING = Rendezvous(endpoint="$head:$port", run_id="$SLURM_JOB_ID-$start")
     ),
 )
 @takes_overrides()
-@option("--write", type=FILE, metavar="FILE", help="write the script to this file")
+@option("--write", type=OUTPUT, metavar="FILE", help="write the script to this file")
 @option("--submit", is_flag=True, help="hand it to sbatch; a copy is kept in the run's folder")
 def command(overrides: tuple[str, ...], write: Path | None, submit: bool) -> int:
     """Write or submit the Slurm batch script of a run."""
@@ -70,9 +78,9 @@ def script_of_run(overrides: Sequence[str], *, write: Path | None = None, submit
     if submitted:
         return submit(script, folder=run_folder(named))
     if write is not None:
-        write.write_text(script)
-        run_folder(named).mkdir(parents=True, exist_ok=True)
-        print(f"{write} written; submit it here with: sbatch {write}")
+        make_folder(run_folder(named))
+        write_output(write, script)
+        print(f"{write} written; submit it here with: {shell.line(['sbatch', write])}")
         return 0
     print(script, end="")
     return 0
@@ -81,7 +89,16 @@ def script_of_run(overrides: Sequence[str], *, write: Path | None = None, submit
 def run_folder(cfg: RunConfig) -> Path:
     """Where the job's output goes, absolute: Slurm reads it in another working directory."""
     assert cfg.name is not None
-    return (Path(cfg.runs_dir) / cfg.name).resolve()
+    return (user_path(cfg.runs_dir) / cfg.name).resolve()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder, for Slurm does not create that of --output. Raises ConfigError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        needs = f"a folder that can be written ({folder}: {error.strerror})"
+        raise ConfigError("runs_dir", got=str(folder.parent), needs=needs, hint="runs_dir=runs") from error
 
 
 class ScriptTemplate(Template):
@@ -91,14 +108,24 @@ class ScriptTemplate(Template):
 
 
 def batch_script(cfg: RunConfig, overrides: Sequence[str], *, module: str = TRAINER) -> str:
-    """The script for `sbatch`. `overrides` are what the ranks compose again; `cfg` is what they come to."""
+    """The script for `sbatch`. `overrides` are what the ranks compose again; `cfg` is what they come to.
+
+    Raises:
+        ConfigError: a value cannot stand in a script: a secret, a control character, or what Slurm takes for syntax.
+    """
     launch, folder = cfg.launch, run_folder(cfg)
     container = launch.slurm_container
-    log_dir = f"{folder}/ranks-$SLURM_JOB_ID"
-    arguments = torchrun_arguments(launch, overrides, rendezvous=MEETING, log_dir=log_dir, module=module)
+    check_folder(folder, in_container=container is not None)
+    for name, value in to_dict(launch).items():
+        if redact(value) != value:
+            raise ConfigError(f"launch.{name}", got=redact(value), needs="no secret: the script is a file", hint="null")
+    overrides = [without_secret(word) for word in overrides]
+    arguments = torchrun_arguments(launch, overrides, rendezvous=MEETING, log_dir=LOG_DIR, module=module)
     exports = []
     if container is None and (search := module_search_path("")):
-        exports.append(f"export PYTHONPATH={shlex.quote(search)}")
+        exports.append(f"export PYTHONPATH={shell.word(search)}")
+    if container is not None:
+        exports.append('case $PWD in *[,:]*) echo "error: $PWD: cannot be mounted: , and :" >&2; exit 2 ;; esac')
     if launch.max_restarts:
         exports.append("export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     text = ScriptTemplate(TEMPLATE.read_text()).substitute(
@@ -108,13 +135,48 @@ def batch_script(cfg: RunConfig, overrides: Sequence[str], *, module: str = TRAI
         notice=NOTICE_SECONDS,
         grace=NOTICE_SECONDS - 60,
         exports="\n".join(exports),
+        folder=shell.word(folder),
+        most=MOST_STARTS,
         nodes=launch.nodes,
         cpus=cpus_per_task(launch),
-        container=container_options(container, folder),
-        python="python" if container else shlex.quote(sys.executable),
-        arguments=" \\\n    ".join(_shell_word(word) for word in arguments),
+        container=container_options(container),
+        python="python" if container else shell.word(Path(sys.executable)),
+        arguments=" \\\n    ".join(f'"{word}"' if word in _ALIVE else shell.word(word) for word in arguments),
     )
-    return redact_text(text)
+    check_secrets(text)
+    return text
+
+
+def check_folder(folder: Path, *, in_container: bool) -> None:
+    """Raise ConfigError for a run's folder that Slurm, or what mounts it, would take for something else."""
+    if (problem := shell.control_character("runs_dir", str(folder))) is not None:
+        raise problem
+    refused = "\\,:" if in_container else "\\"
+    if found := [sign for sign in refused if sign in str(folder)]:
+        needs = "a folder without \\, by which Slurm takes no %j for a job's number"
+        if in_container:
+            needs += ", and with launch.slurm_container none with , or :, which separate mounts"
+        raise ConfigError("runs_dir", got=f"{folder}, with {' '.join(found)}", needs=needs, hint="runs_dir=/PATH")
+
+
+def without_secret(word: str) -> str:
+    """An override as the script may hold it. Raises ConfigError, naming the setting, for a secret in it."""
+    word = told(word)
+    if (problem := shell.control_character(key_of(word), word)) is not None:
+        raise problem
+    if redact_text(word) == word:
+        return word
+    key = key_of(word)
+    hint = f"{key}='...${{oc.env:NAME}}...', with the secret in a variable, which sbatch passes on"
+    raise ConfigError(key, got=redact_text(word), needs="no secret: the script is a file", hint=hint)
+
+
+def check_secrets(script: str) -> None:
+    """Raise ConfigError, naming the variable, for the value of a secret variable that got into the script otherwise."""
+    for secret, name in secrets().items():
+        if secret in script:
+            needs = "a value that is no part of a path or setting of the job: the script is a file"
+            raise ConfigError(name, got="a variable that looks secret", needs=needs, hint=f"unset {name}")
 
 
 def cpus_per_task(launch: LaunchConfig) -> int:
@@ -134,20 +196,20 @@ def directives(cfg: RunConfig, folder: Path) -> list[str]:
         "partition": launch.slurm_partition,
         "account": launch.slurm_account,
         "time": launch.slurm_time,
-        "output": f"{folder}/slurm-%j.out",
+        "output": f"{str(folder).replace('%', '%%')}/slurm-%j.out",
         "open-mode": "append",  # a requeued job goes on in the same file
         "signal": f"B:USR1@{NOTICE_SECONDS}",  # B: to the script, which passes it on and puts the job back
     }
-    lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items() if value is not None]
+    lines = [f"#SBATCH --{name}={shell.directive(str(value))}" for name, value in wanted.items() if value is not None]
     return [*lines, "#SBATCH --requeue"]
 
 
-def container_options(image: str | None, folder: Path) -> str:
+def container_options(image: str | None) -> str:
     """Options of `srun` for a container (pyxis and enroot): the working directory and the run's folder, as outside."""
     if image is None:
         return ""
-    mounts = f'"$PWD:$PWD,{folder}:{folder}"'
-    return f'--container-image={shlex.quote(image)} --container-mounts={mounts} --container-workdir="$PWD" '
+    mounts = '--container-mounts="$PWD:$PWD,$folder:$folder" --container-workdir="$PWD"'
+    return f"--container-image={shell.word(image)} {mounts} "
 
 
 def submit(script: str, *, folder: Path) -> int:
@@ -162,14 +224,7 @@ def submit(script: str, *, folder: Path) -> int:
             "sbatch: not found on PATH; needs a machine with Slurm's commands, as a rule the login node; "
             "try `pointsman slurm --write FILE` here and sbatch there"
         )
-    folder.mkdir(parents=True, exist_ok=True)  # Slurm does not create the folder of --output
+    make_folder(folder)
     copy = folder / "train.sbatch"
-    copy.write_text(script)
+    write_output(copy, script)
     return subprocess.run([sbatch, str(copy)], check=False).returncode
-
-
-def _shell_word(word: str) -> str:
-    """Quoted for the shell; of our own arguments only the variables of `MEETING` and the log folder stay alive."""
-    if word.startswith(("--rdzv-endpoint=", "--rdzv-id=", "--log-dir=")):
-        return f'"{word}"'
-    return shlex.quote(word)

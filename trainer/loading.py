@@ -11,6 +11,7 @@ import torch
 from conf import compose
 from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
+from conf.reading.paths import is_there, user_path
 from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer
 from launch.commands.known import run_hint
@@ -43,11 +44,11 @@ def locate(path: Path, mesh: Mesh, *, field: str = "RUN") -> tuple[RunDir, Path]
 
     Collective. Raises ConfigError naming `field` for another folder, CheckpointError for a run without checkpoints.
     """
-    path = path.expanduser()
-    if (path / "manifest.json").exists():
+    path = user_path(path)
+    if is_there(path / "manifest.json"):
         return RunDir(root=path.resolve().parent.parent), path
     run = RunDir(root=path)
-    if not run.config.exists():
+    if not is_there(run.config):
         needs = "a run folder or one of its checkpoints"
         raise ConfigError(field, got=str(path), needs=needs, hint=run_hint(str(path)))
     store = CheckpointStore(run.checkpoints, mesh, lock=False)

@@ -53,12 +53,14 @@ def _check_packages() -> None:
 
 def _train(overrides: list[str]) -> int:
     from conf.continued import compose_run, overrides_of
+    from launch.memory import check_memory
     from launch.process import noted, world_from_environment
     from trainer.report.log import check_sinks
 
     cfg = compose_run(overrides, world=world_from_environment())
     typed = overrides_of(overrides)  # now: the folder changes once the run has begun
     _require_name_for_restarts(cfg)
+    check_memory(cfg)
     check_sinks(cfg.logging)
     _prepare(cfg)
     # Only now: torch takes seconds to import, and a typo in an override should not have to wait for it.
@@ -111,7 +113,9 @@ def _prepare(cfg: RunConfig) -> None:
 
 if __name__ == "__main__":
     _check_packages()
+    from conf.safety.streams import redact_streams
     from launch.process import die_with_launcher
 
+    redact_streams()
     die_with_launcher()
     sys.exit(main())

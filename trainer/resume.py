@@ -9,6 +9,8 @@ from typing import Any
 from conf import compose
 from conf.errors import ConfigError
 from conf.reading.convert import flat
+from conf.safety import shell
+from conf.safety.redact import fits
 from conf.schema import RunConfig
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.run_dir import RunDir
@@ -62,7 +64,7 @@ class TrainState:
 def changed_settings(saved: RunConfig, cfg: RunConfig) -> list[str]:
     """Every setting that differs from the checkpoint's, as ``path: old -> new``; what may change is still said."""
     before, after = flat(compose.to_dict(saved)), flat(compose.to_dict(cfg))
-    return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if after.get(leaf) != old]
+    return [f"{leaf}: {old} -> {after.get(leaf)}" for leaf, old in before.items() if not fits(old, after.get(leaf))]
 
 
 def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: RunDir) -> None:
@@ -73,7 +75,7 @@ def check_same_tokenizer(reader: CheckpointReader, corpus_tokenizer: str, run: R
         "data.tokenizer",
         got=f"one of fingerprint {corpus_tokenizer[:12]}",
         needs=f"the one of {reader.path}: to its weights every id of another tokenizer is another word",
-        hint=f"data.tokenizer={run.tokenizer}, or train.allow_data_change=true",
+        hint=f"{shell.word(f'data.tokenizer={run.tokenizer}')}, or train.allow_data_change=true",
     )
 
 
@@ -84,10 +86,11 @@ def check_same_run(saved: RunConfig, cfg: RunConfig) -> None:
         if path == "data.source" and cfg.train.allow_data_change:
             continue
         for leaf, old in trained.items():
-            if (leaf == path or leaf.startswith(f"{path}.")) and now[leaf] != old:
+            if (leaf == path or leaf.startswith(f"{path}.")) and not fits(old, now[leaf]):
                 raise ConfigError(
                     leaf,
                     got=now[leaf],
                     needs=f"{old!r}, which the checkpoint of this run was trained with",
-                    hint=f"{leaf}={old}, another name=..., or train.from_checkpoint=... to start from its weights",
+                    hint=f"{shell.word(f'{leaf}={old}')}, another name=..., or train.from_checkpoint=... to start "
+                    "from its weights",
                 )

@@ -12,7 +12,9 @@ from typing import Literal
 
 from conf import compose
 from conf.continued import CONFIG, OVERRIDES
+from conf.reading.paths import user_path
 from conf.reading.setting_files import settings_text
+from conf.safety.redact import redact
 from conf.schema import RunConfig
 from launch.naming import default_name
 from parallel.mesh import collectives
@@ -63,7 +65,7 @@ class RunDir:
 def open_run_dir(cfg: RunConfig, mesh: Mesh) -> RunDir:
     """Create the folder (collective). Rank 0 names it, so that all ranks agree although their clocks may not."""
     name = cfg.name or collectives.broadcast_object(default_name(cfg), mesh.control)
-    run = RunDir(root=Path(cfg.runs_dir).expanduser() / name)
+    run = RunDir(root=user_path(cfg.runs_dir) / name)
     on_main(lambda: run.checkpoints.mkdir(parents=True, exist_ok=True), mesh)
     return run
 
@@ -82,7 +84,8 @@ def write_status(
 ) -> None:
     """Replace `status.json`. "running" is written too, so that a killed run does not show how an earlier one ended."""
     temporary = run.status.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"ending": ending, "step": step, "reason": reason, "time": time.time()}) + "\n")
+    status = {"ending": ending, "step": step, "reason": redact(reason), "time": time.time()}
+    temporary.write_text(json.dumps(status) + "\n")
     temporary.replace(run.status)
 
 

@@ -1,1 +1,1 @@
-"""What a user typed, into typed values: overrides, fields, conversion, redaction."""
+"""What a user typed, into typed values: overrides, fields, conversion."""

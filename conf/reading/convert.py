@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.fields import describe_type, hints, unknown_key, without_none
+from conf.safety import shell
 from conf.schema import RawRunConfig
 
 _BAD = object()  # stands in for a value that had an error, which has been noted
@@ -134,7 +135,10 @@ def _texts(value: Any) -> Any:
 
 def _scalar(kind: type, value: Any) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else _BAD
+        try:
+            return float(value) if math.isfinite(value) else _BAD
+        except OverflowError:  # a whole number of hundreds of digits
+            return _BAD
     return value if type(value) is kind else _BAD
 
 
@@ -146,5 +150,5 @@ def _example(path: str, kind: Any, value: Any) -> str:
     if kind is int and isinstance(value, float) and math.isfinite(value):
         return f"{path}={round(value)}"
     if kind is str:
-        return f'{path}="{value}"' if value is not None else f"{path}=TEXT"
+        return shell.word(f"{path}={value}") if value is not None else f"{path}=TEXT"
     return f"{path}=" + {int: "8", float: "0.5", bool: "true"}.get(kind, "[first,second]")

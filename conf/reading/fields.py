@@ -12,6 +12,7 @@ from conf.errors import ConfigError
 from conf.reading.elsewhere import known_elsewhere
 from conf.reading.formats import hint_for
 from conf.reading.presets import groups, presets
+from conf.safety.redact import REDACTED, is_secret_name
 from conf.schema import RawRunConfig
 
 
@@ -62,6 +63,7 @@ def describe_type(kind: Any) -> str:
 
 def unknown_key(path: str, got: object = "an unknown setting") -> ConfigError:
     """The error for a path that does not exist, with the one that is meant if that is plain."""
+    got = REDACTED if is_secret_name(path) else got
     if (now := hint_for(path)) is not None:
         return ConfigError(path, got=got, needs="its present name", hint=now)
     if (elsewhere := known_elsewhere(path)) is not None:

@@ -14,7 +14,7 @@ from typing import Literal, get_args, get_origin
 from conf import schema
 from conf.launchers import LAUNCHERS
 from conf.optimizers import OPTIMIZERS
-from conf.reading.fields import hints, leaf_types, without_none
+from conf.reading.fields import hints, leaf_types, takes_text, without_none
 from conf.routing.routers import ROUTERS
 from conf.sources import SOURCES
 from conf.tasks.table import TASKS
@@ -38,6 +38,11 @@ def choices(path: str) -> tuple[str, ...]:
     )
     texts = tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
     return (*texts, "null") if texts and optional else texts
+
+
+def is_free_text(path: str) -> bool:
+    """Whether the field takes any text, and so may hold a secret; `fp32` is none, whatever variable has that value."""
+    return path in leaf_types() and takes_text(path) and not choices(path)
 
 
 def sections() -> dict[str, type]:

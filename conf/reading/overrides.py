@@ -19,12 +19,14 @@ from conf.errors import ConfigError
 from conf.reading.convert import raise_all
 from conf.reading.fields import leaf_types, takes_text, unknown_key, without_none
 from conf.reading.presets import groups, presets
+from conf.safety import shell
 
 _SHAPE = re.compile(r"(?P<sign>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 _MEANT = {
     ("model", "dense"): "moe=dense",
     ("logging", "off"): "logging.wandb=off",
 }
+_VARIABLE = "${oc.env:"  # a reference to a variable of the environment, which refers to nothing further
 _PART = re.compile(r"""\s*('[^']*'(?=\s*(?:,|$))|"[^"]*"(?=\s*(?:,|$))|[^,]+)""")  # of a list; quotes keep commas
 
 
@@ -50,10 +52,12 @@ def read_overrides(lines: Sequence[str]) -> Overrides:
 
 def _read(line: str) -> tuple[str, str]:
     match = _SHAPE.fullmatch(line)
+    if (refused := shell.control_character(match["key"] if match else "setting", line)) is not None:
+        raise refused
     if match is None:
         key = line.lstrip("+~").partition("=")[0] or line
         bare = line.lstrip("-")
-        hint = bare if bare != line and _SHAPE.fullmatch(bare) else "train.steps=100"
+        hint = shell.word(bare) if bare != line and _SHAPE.fullmatch(bare) else "train.steps=100"
         raise ConfigError(key, got=line, needs="an override of the form key=value", hint=hint)
     key, value = match["key"], match["value"]
     if "~" in match["sign"]:
@@ -64,6 +68,9 @@ def _read(line: str) -> tuple[str, str]:
         raise ConfigError(key, got=value, needs="no _target_: a configuration never runs code", hint="removing it")
     if key not in leaf_types():
         raise unknown_key(key, value)
+    if value.replace(_VARIABLE, "").count("${") > 1:
+        needs = "at most one ${reference}: settings that refer to each other several times each grow without bound"
+        raise ConfigError(key, got=value, needs=needs, hint="the text itself")
     if takes_text(key):
         value = _quoted(key, value)
     parsed = _parse(key, f"{key}={value}")
@@ -115,5 +122,5 @@ def _parse(key: str, line: str) -> Override:
         value = line.partition("=")[2]
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            key, got=value, needs=f"a value Hydra can read ({reason})", hint=f"{key}='\"{value}\"'"
+            key, got=value, needs=f"a value Hydra can read ({reason})", hint=shell.word(f'{key}="{value}"')
         ) from None

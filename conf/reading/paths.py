@@ -34,6 +34,16 @@ def matching(pattern: str) -> list[str]:
     return sorted(glob.glob(os.path.join(head, *parts[known:]), recursive=True))
 
 
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path with `~` expanded; one that begins with a home that nobody has stays as it is, as in a shell."""
+    return Path(os.path.expanduser(text))
+
+
+def is_there(path: Path) -> bool:
+    """Whether it exists; no for what cannot be looked at, or cannot be a path at all."""
+    return os.path.exists(path)
+
+
 def _joined(parts: Sequence[str]) -> str:
     return os.sep.join(parts) or os.sep
 
@@ -70,7 +80,8 @@ def text_files(field: str, patterns: Sequence[str]) -> tuple[Path, ...]:
 
 def _absence(pattern: str, names: Sequence[str]) -> str:
     if names:
-        return "only folders match" if len(names) > 1 else "it is a folder"
+        folders = all(os.path.isdir(name) for name in names)
+        return ("only folders match" if len(names) > 1 else "it is a folder") if folders else "it is no regular file"
     there = os.path.dirname(os.path.expanduser(pattern).partition("*")[0]) or "."
     return "nothing matches" if os.path.isdir(there) else f"folder {there!r} does not exist"
 
@@ -94,5 +105,5 @@ def check_exists(field: str, path: str, what: str, kind: Literal["file", "any"])
     expanded = os.path.expanduser(path)
     if os.path.isfile(expanded) or (kind == "any" and os.path.exists(expanded)):
         return
-    missing = "it is a folder" if os.path.isdir(expanded) else _absence(path, ())
+    missing = _absence(path, [expanded] if os.path.exists(expanded) else [])
     yield ConfigError(field, got=path, needs=f"{what} ({missing}, seen from {os.getcwd()})", hint="an absolute path")

@@ -15,7 +15,10 @@ import yaml
 
 from conf.errors import ConfigError
 from conf.reading.formats import FORMAT, KEY, renamed
-from conf.reading.redact import redact_text
+from conf.reading.meanings import is_free_text
+from conf.reading.paths import user_path
+from conf.reading.yaml_text import read_yaml
+from conf.safety.redact import by_variable, redact_text
 
 OPTION = "--config"
 
@@ -39,7 +42,7 @@ def with_files(files: Sequence[str | Path], typed: Sequence[str]) -> list[str]:
     """The overrides of `files`, of which a later one wins, and then `typed` ones."""
     words: list[str] = []
     for file in files:
-        words = merged(words, read_settings(Path(file).expanduser()))
+        words = merged(words, read_settings(user_path(file)))
     return [*words, *typed] if not words else merged(words, typed)
 
 
@@ -58,7 +61,7 @@ def read_settings(path: Path) -> list[str]:
     """The overrides of a file. Raises `ConfigError` if it cannot be read as settings."""
     needs = "a YAML file of settings, e.g. `train.steps: 300`"
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # BaseLoader: texts, lists, mappings alone
+        tree = yaml.load(read_yaml(path), yaml.BaseLoader)  # BaseLoader: texts, lists, mappings alone
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         got = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(str(path), got=got, needs=needs) from None
@@ -90,5 +93,13 @@ def _typed(value: Any) -> str:
 
 def settings_text(words: Sequence[str]) -> str:
     """What `read_settings` takes back as `words`: a YAML file without secrets."""
-    flat = {key_of(word): word.partition("=")[2] for word in words}
-    return redact_text(yaml.safe_dump({KEY: FORMAT, **flat}, sort_keys=False, allow_unicode=True))
+    flat: dict[str, str] = {}
+    for word in map(told, words):
+        key, value = key_of(word), word.partition("=")[2]
+        flat[key] = redact_text(value) if is_free_text(key) else value
+    return yaml.safe_dump({KEY: FORMAT, **flat}, sort_keys=False, allow_unicode=True)
+
+
+def told(word: str) -> str:
+    """An override as it may be written down: a secret that a variable of the environment holds is named, not told."""
+    return by_variable(word) if is_free_text(key_of(word)) else word

@@ -54,10 +54,8 @@ def check_ranks(cfg: RunConfig) -> Problems:
 
 def _ranks_per_node(cfg: RunConfig, ranks: int) -> int:
     """The smallest launch.nproc, at least the present one, at which `ranks` divides the world."""
-    nproc = cfg.launch.nproc
-    while nproc * cfg.launch.nodes % ranks:
-        nproc += 1
-    return nproc
+    step = ranks // math.gcd(ranks, cfg.launch.nodes)
+    return -(-cfg.launch.nproc // step) * step
 
 
 def check_shards(cfg: RunConfig) -> Problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterator
 from typing import Literal
 
@@ -39,7 +40,8 @@ def one_of(field: str, value: str, choices: Collection[str]) -> Iterator[ConfigE
 
 def divisors(number: int) -> list[int]:
     """Every divisor, ascending."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def listed(numbers: list[int], *, most: int = 12) -> str:

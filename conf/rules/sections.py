@@ -11,6 +11,8 @@ from conf.optimizers import OPTIMIZERS
 from conf.routing.legal import check_router
 from conf.rules.data import check_data
 from conf.rules.ranges import at_least, one_of, positive, share
+from conf.safety import shell
+from conf.safety.redact import REDACTED, redact_text
 from conf.schema import (
     LaunchConfig,
     LoggingConfig,
@@ -22,17 +24,27 @@ from conf.schema import (
 )
 
 Problems = Iterator[ConfigError]
+NOTICE_SECONDS = 180  # before the end of a job's time Slurm tells its ranks to save and end
+_EARLY_SECONDS = 60  # by which Slurm may do so too early
+_LONGEST_NAME = 200
+_NAME = re.compile(r"[\w][\w.+=@ -]*")
 
 
 def check_run(cfg: RawRunConfig) -> Problems:
     """Name, folder and seed."""
-    if cfg.name is not None and re.fullmatch(r"[\w][\w.+=@ -]*", cfg.name) is None:
+    if cfg.name is not None and _NAME.fullmatch(cfg.name) is None:
         clean = re.sub(r"[^\w.+=@-]+", "-", cfg.name).strip("-.") or "run"
         yield ConfigError(
             "name", got=cfg.name, needs="a folder's name: no path separators, no leading dot", hint=f"name={clean}"
         )
+    elif cfg.name is not None and len(cfg.name.encode()) > _LONGEST_NAME:
+        needs = f"at most {_LONGEST_NAME} bytes: files are called so, with more behind it"
+        yield ConfigError("name", got=cfg.name, needs=needs, hint="name=run")
     if not cfg.runs_dir:
         yield ConfigError("runs_dir", got="", needs="a folder", hint="runs_dir=runs")
+    for field, text in (("name", cfg.name or ""), ("runs_dir", cfg.runs_dir)):
+        if redact_text(text) != text:
+            yield ConfigError(field, got=REDACTED, needs="no secret: a folder is called so", hint="another name")
     yield from at_least("seed", cfg.seed, 0)
 
 
@@ -60,6 +72,9 @@ def check_model(model: RawModelConfig) -> Problems:
     sizes = "vocab_size d_model d_ff d_kv num_heads num_encoder_layers num_decoder_layers relative_max_distance"
     for name in sizes.split():
         yield from at_least(f"model.{name}", getattr(model, name), 1)
+    if _NAME.fullmatch(model.preset) is None:
+        needs = "a folder's name, as name does: a run without one is called so"
+        yield ConfigError("model.preset", got=model.preset, needs=needs, hint="model.preset=mine")
     buckets = model.relative_buckets
     if buckets < 4:
         yield ConfigError("model.relative_buckets", got=buckets, needs="at least 4", hint="model.relative_buckets=32")
@@ -146,18 +161,36 @@ def check_launch(launch: LaunchConfig) -> Problems:
             yield from at_least(f"launch.{name}", getattr(launch, name), 1)
     yield from at_least("launch.max_restarts", launch.max_restarts, 0)
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
-    if launch.rdzv_endpoint is not None and not (host and re.fullmatch(r"\d{1,5}", port) and int(port) < 2**16):
+    if launch.rdzv_endpoint is not None and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 2**16):
         host = launch.rdzv_endpoint.partition(":")[0] or "node0"
         yield ConfigError(
             "launch.rdzv_endpoint",
             got=launch.rdzv_endpoint,
             needs="host:port",
-            hint=f"launch.rdzv_endpoint={host}:29500",
+            hint=shell.word(f"launch.rdzv_endpoint={host}:29500"),
         )
-    if re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", launch.slurm_time) is None:
-        yield ConfigError(
-            "launch.slurm_time",
-            got=launch.slurm_time,
-            needs="a time limit such as 24:00:00 or 2-12:00:00",
-            hint="launch.slurm_time=24:00:00",
+    yield from _check_time(launch.slurm_time)
+
+
+def _check_time(text: str) -> Problems:
+    seconds = slurm_seconds(text)
+    needs = "a time limit such as 24:00:00 or 2-12:00:00"
+    if seconds is not None:
+        if seconds == 0 or seconds > NOTICE_SECONDS + _EARLY_SECONDS:
+            return
+        needs = (
+            f"more than {NOTICE_SECONDS + _EARLY_SECONDS} seconds, or 0 for no limit: the notice to save and end comes "
+            f"{NOTICE_SECONDS} seconds before the end, and up to {_EARLY_SECONDS} seconds too early"
         )
+    yield ConfigError("launch.slurm_time", got=text, needs=needs, hint="launch.slurm_time=24:00:00")
+
+
+def slurm_seconds(text: str) -> int | None:
+    """Seconds of a limit as `sbatch --time` takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for anything else."""
+    match = re.fullmatch(r"(?:([0-9]{1,6})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", text)
+    if match is None:
+        return None
+    days, *parts = (int(part) for part in match.groups(default="0"))
+    if match[1] is None and match[4] is None:  # then minutes come first
+        parts = [0, *parts]
+    return days * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]

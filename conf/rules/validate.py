@@ -15,6 +15,7 @@ from conf.derived.topology import world_size
 from conf.errors import ConfigError
 from conf.optimizers import OPTIMIZERS
 from conf.reading.convert import raise_all
+from conf.rules.bounds import check_bounds, check_size
 from conf.rules.data import check_task, check_vocabulary
 from conf.rules.files import check_files
 from conf.rules.layout import check_batch, check_experts, check_ranks, check_shards
@@ -30,9 +31,9 @@ def validate(raw: RawRunConfig, *, files: Files = "checked") -> RunConfig:
 
     Raises `ConfigError`, or `ConfigErrors` for several problems.
     """
-    raise_all([*check_run(raw), *check_fields(raw)])
+    raise_all([*check_bounds(raw), *check_run(raw), *check_fields(raw)])
     cfg = resolve(raw)
-    problems = [*check_ranks(cfg)]
+    problems = [*check_size(cfg), *check_ranks(cfg)]
     if not problems:  # everything below divides by the sizes of the axes
         problems += [*check_shards(cfg), *check_experts(cfg), *check_batch(cfg, raw)]
     problems += [*check_sparse(cfg, raw), *check_vocabulary(cfg), *check_task(cfg), *check_schedule(cfg)]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import DataError
+from conf.safety.regular import read_regular
 from conf.sources import SHARDS_INDEX
 from data.files import sha256_bytes, sha256_file, write_atomic
 from data.sources.finite import Split
@@ -190,7 +191,7 @@ def _to_json(record: Any) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
     if not isinstance(raw, dict):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conf.errors import DataError
+from conf.safety.regular import read_regular
 from conf.schema import DataConfig
 from data.files import locked, sha256_bytes, sha256_file, write_atomic
 from data.notice import Progress
@@ -75,7 +76,7 @@ def _memory(path: Path) -> Iterator[dict[str, _State]]:
         return
     with locked(path.with_suffix(".lock")):
         try:
-            read = json.loads(path.read_bytes())
+            read = json.loads(read_regular(path))
         except (OSError, ValueError):
             read = None
         before = read if isinstance(read, dict) else {}

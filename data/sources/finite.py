@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from conf.reading.paths import held_out_files
+from conf.reading.paths import held_out_files, user_path
 from conf.schema import DataConfig
 from conf.sources import SOURCES
 from data.files import sha256_bytes
@@ -35,7 +35,7 @@ class Document(NamedTuple):
 
 def cache_folder(data: DataConfig) -> Path:
     """`data.cache_dir` with ~ expanded."""
-    return Path(data.cache_dir).expanduser()
+    return user_path(data.cache_dir)
 
 
 def is_validation(text: str, fraction: float) -> bool:

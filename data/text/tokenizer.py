@@ -14,6 +14,8 @@ import sentencepiece
 from numpy.typing import ArrayLike, NDArray
 
 from conf.errors import DataError
+from conf.reading.paths import user_path
+from conf.safety.regular import read_regular
 from data.batch import EOS_ID, PAD_ID, UNK_ID
 from data.files import sha256_bytes
 
@@ -32,7 +34,7 @@ class Tokenizer:
     def from_file(cls, path: Path, *, sentinels: int) -> Tokenizer:
         """Read a .model file. Raises DataError when it is missing, not sentencepiece or not in T5's layout."""
         try:
-            content = path.expanduser().read_bytes()
+            content = read_regular(user_path(path))
         except OSError as error:
             raise DataError(
                 f"{path}: cannot read this tokenizer ({error.strerror}); set data.tokenizer to a sentencepiece .model "

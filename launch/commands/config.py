@@ -10,7 +10,8 @@ from click.shell_completion import CompletionItem
 from conf.errors import ConfigError
 from launch.commands.kinds import define
 from launch.commands.known import complete_field
-from launch.commands.parameters import FILE, option, takes_overrides
+from launch.commands.output import OUTPUT, write_output
+from launch.commands.parameters import option, takes_overrides
 
 
 def _fields(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -35,7 +36,7 @@ def _fields(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     help="what a field or section means, its legal values, its value under these settings; without FIELD: all of them",
 )
 @option("--fields", is_flag=True, help="the same as --explain without FIELD")
-@option("--markdown", type=FILE, metavar="FILE", help="with --fields: write the page of all fields to this file")
+@option("--markdown", type=OUTPUT, metavar="FILE", help="with --fields: write the page of all fields to this file")
 def command(overrides: tuple[str, ...], explain: str | None, fields: bool, markdown: Path | None) -> int:
     """Print what follows from the settings, then all of them as YAML; refuse what `train` would refuse.
 
@@ -48,7 +49,7 @@ def command(overrides: tuple[str, ...], explain: str | None, fields: bool, markd
     if markdown is not None:
         from launch.commands.explain import page
 
-        markdown.write_text(page(), encoding="utf-8")
+        write_output(markdown, page())
     elif explain is not None or fields:
         from launch.commands.explain import explain as explained
 

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from conf.reading.fields import leaf_types
 from conf.reading.meanings import choices, meanings
 from conf.reading.presets import groups, presets
+from conf.safety import shell
 
 RUNS = Path("runs")
 _SHOWN_RUNS = 4
@@ -25,11 +26,11 @@ def run_hint(typed: str = "") -> str:
     """What to type for a run: the one that `typed` looks like, else the newest ones."""
     runs = known_runs()
     if close := difflib.get_close_matches(typed, runs, n=1, cutoff=0.8):
-        return close[0]
+        return shell.word(Path(close[0]))
     if not runs:
         return "`pointsman train name=first`, which makes runs/first"
     more = f" ({len(runs) - _SHOWN_RUNS} more in {RUNS}/)" if len(runs) > _SHOWN_RUNS else ""
-    return ", ".join(runs[:_SHOWN_RUNS]) + more
+    return ", ".join(shell.word(Path(run)) for run in runs[:_SHOWN_RUNS]) + more
 
 
 def complete_run(incomplete: str) -> list[CompletionItem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from conf.errors import ConfigError
+from conf.reading.paths import user_path
 from launch.commands.known import complete_override, complete_run, run_hint
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,12 +23,24 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
-        return Path(value).expanduser()
+        return user_path(value)
+
+
+class Number(click.FloatRange):
+    """A number of a range; neither NaN, which lies in every range, nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail("", param, ctx)
+        return number
 
 
 FILE = UserPath()
 FOLDER = UserPath(file_okay=False)
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(1, 10**9)
+PROCESSES = click.IntRange(1, 1024)  # of one machine
 
 
 class Option(click.Option):
@@ -43,8 +57,8 @@ class Option(click.Option):
 
     def make_metavar(self, ctx: click.Context) -> str:
         """N for whole numbers, X for others."""
-        short = {click.INT.name: "N", COUNT.name: "N", click.FLOAT.name: "X", click.STRING.name: "TEXT"}
-        text = self.metavar or short.get(self.type.name) or super().make_metavar(ctx)
+        letter = {"integer": "N", "integer range": "N", "float": "X", "float range": "X", "text": "TEXT"}
+        text = self.metavar or letter.get(self.type.name) or super().make_metavar(ctx)
         return f"{text}..." if self.more else text
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
@@ -127,8 +141,10 @@ def spread(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]
 
 
 def _needs(kind: click.ParamType, error: click.BadParameter) -> str:
-    if isinstance(kind, click.IntRange):
-        return f"a whole number, at least {kind.min}"
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        number = "a whole number" if isinstance(kind, click.IntRange) else "a number"
+        least = f"above {kind.min}" if kind.min_open else f"at least {kind.min}"
+        return f"{number}, {least}" if kind.max is None else f"{number}, {least} and at most {kind.max}"
     if isinstance(kind, click.Choice):
         return "one of " + ", ".join(map(str, kind.choices))
-    return {click.INT.name: "a whole number", click.FLOAT.name: "a number"}.get(kind.name, error.message)
+    return {click.INT.name: "a whole number", click.FLOAT.name: "a number"}.get(kind.name, error.message.rstrip("."))

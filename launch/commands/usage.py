@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from conf.errors import ConfigError, PointsmanError
+from conf.safety import shell
 from launch.commands.parameters import Overrides, RunArgument
 
 
@@ -38,7 +39,7 @@ def unknown_command(ctx: click.Context, name: str) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"{ctx.command_path} {close[0]}" if close else _help(ctx)
     if "=" in name and ctx.parent is None:
-        hint = f"{ctx.command_path} train {name}"
+        hint = f"{ctx.command_path} train {shell.word(name)}"
     field = "command" if ctx.parent is None else ctx.info_name or ""
     return ConfigError(field, got=name, needs="one of " + ", ".join(known), hint=hint)
 
@@ -50,7 +51,7 @@ def _unknown_option(ctx: click.Context, name: str, words: Sequence[str]) -> Conf
     hint = close[0] if close else _help(ctx)
     typed = next((word for word in words if word.partition("=")[0] == name), name)
     if "=" in typed and not close and any(isinstance(param, Overrides) for param in params):
-        hint = typed.lstrip("-")  # a setting typed like an option
+        hint = shell.word(typed.lstrip("-"))  # a setting typed like an option
     return ConfigError(ctx.command_path, got=name, needs="an option that it has: " + ", ".join(known), hint=hint)
 
 

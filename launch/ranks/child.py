@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.errors import PointsmanError
+from conf.safety.streams import redact_streams
 from launch.process import die_with_parent
 
 
@@ -51,6 +52,7 @@ def serve(line: Connection, files: Files, environment: Mapping[str, str], preloa
     """Body of a rank's process. Exit code 1 after a call that raised: its peers then lose their connection at once."""
     die_with_parent(signal.SIGKILL)
     _redirect(files.log)
+    redact_streams()
     os.environ.clear()
     os.environ.update(environment)
     warnings.filterwarnings("ignore")

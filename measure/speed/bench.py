@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from click.shell_completion import CompletionItem
 
 from conf.derived.layers import is_dense
 from conf.errors import ConfigError
+from conf.safety import shell
 from launch.commands.kinds import define
-from launch.commands.parameters import COUNT, FILE, Overrides, option, takes_overrides
+from launch.commands.output import OUTPUT, write_output
+from launch.commands.parameters import COUNT, PROCESSES, Overrides, option, takes_overrides
 
 if TYPE_CHECKING:
     from measure.speed.result import Row
@@ -118,10 +119,10 @@ class Words(Overrides):
     examples=("pointsman bench layer model=switch_base_8 train.precision=bf16 --json layer.json",),
 )
 @takes_overrides(of_new_run=False, cls=Words, metavar="[WHAT|OVERRIDE]...")
-@option("--json", type=FILE, metavar="FILE", help="write every single measurement to this file")
-@option("--markdown", type=FILE, metavar="FILE", help="write the result page to this file")
+@option("--json", type=OUTPUT, metavar="FILE", help="write every single measurement to this file")
+@option("--markdown", type=OUTPUT, metavar="FILE", help="write the result page to this file")
 @option("--rounds", type=COUNT, default=9, help="measurements of each side")
-@option("--threads", type=COUNT, help="CPU threads of a rank (default: launch.threads_per_rank, or 1)")
+@option("--threads", type=PROCESSES, help="CPU threads of a rank (default: launch.threads_per_rank, or 1)")
 def command(
     overrides: tuple[str, ...], json: Path | None, markdown: Path | None, rounds: int, threads: int | None
 ) -> int:
@@ -137,7 +138,7 @@ def heading(names: Sequence[str], settings: Settings) -> dict[str, str]:
 
     words = [*names, *settings.overrides, "--rounds", str(settings.rounds), "--threads", str(settings.threads)]
     return {
-        "command": "pointsman bench " + shlex.join(words),
+        "command": shell.line(["pointsman", "bench", *words]),
         "commit": commit(),
         "machine": machine_line(settings.device, settings.threads),
         "software": software_line(),
@@ -183,9 +184,9 @@ def bench(
         rows += found
     if json_file:
         content = {**head, "rows": [row.to_json() for row in rows]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_output(json_file, json.dumps(content, indent=1) + "\n")
     if markdown:
-        markdown.write_text(page(head, rows), encoding="utf-8")
+        write_output(markdown, page(head, rows))
 
 
 def page(head: dict[str, str], rows: Sequence[Row]) -> str:

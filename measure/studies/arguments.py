@@ -10,7 +10,10 @@ from typing import Any
 
 from conf.derived.layers import is_dense
 from conf.errors import ConfigError
-from launch.commands.parameters import COUNT, FILE, FOLDER, option, takes_overrides
+from conf.safety import shell
+from conf.safety.redact import redact_text
+from launch.commands.output import OUTPUT
+from launch.commands.parameters import COUNT, FOLDER, PROCESSES, option, takes_overrides
 from launch.identity import ROOT
 
 # One process and one thread a run, so that two fit on two cores. ZeRO has nothing to shard there.
@@ -50,9 +53,9 @@ def takes_study(default: Study) -> Callable[[Callable[..., Any]], Callable[..., 
         option("--steps", type=COUNT, default=default.steps, help="optimizer steps of every run"),
         option("--seeds", type=int, more=str.isdecimal, default=default.seeds, help="seeds of weights and jitter"),
         option("--eval-every", type=COUNT, default=default.eval_every, help="steps between evaluations"),
-        option("--at-once", type=COUNT, default=default.at_once, help="runs side by side, one thread each"),
+        option("--at-once", type=PROCESSES, default=default.at_once, help="runs side by side, one thread each"),
         option("--rounds", type=COUNT, default=default.rounds, help="rounds of the step timing, in turns"),
-        option("--markdown", type=FILE, metavar="FILE", help="page whose generated block is to be written"),
+        option("--markdown", type=OUTPUT, metavar="FILE", help="page whose generated block is to be written"),
     )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,14 +97,13 @@ def common_overrides(study: Study, *, seed: int) -> tuple[str, ...]:
 
 def provenance(name: str, study: Study, default: Study, *, where: str) -> str:
     """Command, commit and hardware. Folders are left out: they say nothing about the numbers."""
-    words = [f"pointsman study {name}"]
+    words = ["pointsman", "study", name]
     for field in sorted(field.name for field in fields(study) if field.name not in NOT_TOLD):
         value = getattr(study, field)
         if value != getattr(default, field):
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words.append(f"--{field.replace('_', '-')} {shown}")
-    shown = [line for line in study.overrides if not line.startswith(("data.files", "data.cache_dir"))]
-    return f"Made by `{' '.join([*words, *shown])}` at commit `{_commit()}`; timed on {where}."
+            words += [f"--{field.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    words += [line for line in study.overrides if not line.startswith(("data.files", "data.cache_dir"))]
+    return f"Made by `{redact_text(shell.line(words))}` at commit `{_commit()}`; timed on {where}."
 
 
 def _commit() -> str:

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from conf.compose import without_secrets
 from conf.derived.estimate import num_params
 from conf.derived.layers import is_dense
-from conf.reading.convert import to_dict
+from launch.commands.output import write_output
 from measure.verify.compare import FORWARD, KEY, LIMITS, QUANTITIES, Error, Findings, Precision
 from measure.verify.planning.plan import Plan
 from measure.verify.reference.step_file import INITIAL
@@ -155,9 +156,9 @@ def write_json(path: Path, plan: Plan, verdicts: Sequence[Verdict]) -> None:
         "turned_on": list(plan.changes),
         "left_out": [asdict(each) for each in plan.refused],
         "layouts": [_verdict_tree(verdict) for verdict in verdicts],
-        "config": to_dict(plan.base),
+        "config": without_secrets(plan.base),
     }
-    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    write_output(path, json.dumps(tree, indent=1) + "\n")
 
 
 def _verdict_tree(verdict: Verdict) -> dict[str, Any]:

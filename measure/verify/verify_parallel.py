@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from conf.errors import ConfigError
-from conf.machine import gpus_at_hand
+from conf.machine import available_memory, gpus_at_hand
 from launch.commands.kinds import define
-from launch.commands.parameters import COUNT, FILE, option, takes_overrides
+from launch.commands.output import OUTPUT
+from launch.commands.parameters import COUNT, PROCESSES, Number, option, takes_overrides
 from measure.verify.planning.layouts import KEYS
 
 if TYPE_CHECKING:
@@ -51,18 +50,16 @@ def is_layout(word: str) -> bool:
 @takes_overrides()
 @option("--layouts", more=is_layout, metavar="LAYOUT", help="which to verify")
 @option("--all", "everything", is_flag=True, help="every layout that fits, not a covering set")
-@option("--ranks", type=COUNT, help="processes (default: what --layouts needs, the GPUs, or 4)")
+@option("--ranks", type=PROCESSES, help="processes (default: what --layouts needs, the GPUs, or 4)")
 @option("--steps", type=COUNT, default=3, help="optimizer steps of each layout")
 @option("--fp64", is_flag=True, help="the model in fp64 without an engine, held to 1e-10")
-@option("--timeout", type=click.FloatRange(min=1), default=300.0, help="seconds after which a layout hangs")
-@option("--json", "--report", type=FILE, metavar="FILE", help="write the result there too")
+@option("--timeout", type=Number(min=1, max=86_400), default=300.0, help="seconds after which a layout hangs")
+@option("--json", "--report", type=OUTPUT, metavar="FILE", help="write the result there too")
 def command(overrides: tuple[str, ...], json: Path | None, **options: Any) -> int:
     """Run a few steps of a training configuration at several layouts and compare each with one process.
 
     Losses, routing, gradients, norm, parameters and optimizer state are compared; the one process uses no engine.
     """
-    if json is not None and not json.resolve().parent.is_dir():
-        raise ConfigError("--json", got=str(json), needs="a file in a folder that exists")
     return run(make_checked_plan(overrides, **options), json)
 
 
@@ -77,7 +74,7 @@ def make_checked_plan(
     timeout: float = 300.0,
 ) -> Plan:
     """What will be run; raises `ConfigError` for what this machine or the configuration cannot do."""
-    from measure.verify.planning.plan import available_memory, check_memory, make_plan
+    from measure.verify.planning.plan import check_memory, make_plan
 
     if layouts and everything:
         raise ConfigError("--all", got="--layouts as well", needs="one of the two", hint="leaving --all out")

@@ -205,7 +205,7 @@ def test_a_run_on_files_that_are_gone_can_still_be_read(tmp_path):
 
 def test_a_written_configuration_holds_no_secret_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    dump(compose(["name=run-0123456789abcdef"]), tmp_path / "config.yaml")
+    dump(compose(["data.text_field=run-0123456789abcdef"]), tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text()
     assert "0123456789abcdef" not in text
     assert "[redacted]" in text

@@ -86,8 +86,11 @@ def test_mistyped_command_gets_advice(typed: str, advice: str, capsys: pytest.Ca
             "pointsman train: got '--train.steps'; needs an option that it has: .*; try train.steps=3",
         ),
         (["fill", "--baems", "4"], "pointsman fill: got '--baems'; needs an option .*; try --beams"),
-        (["fill", "r", "--beams", "x"], "--beams: got 'x'; needs a whole number; try pointsman fill --help"),
-        (["doctor", "--ranks", "0"], "--ranks: got '0'; needs a whole number, at least 1; "),
+        (
+            ["fill", "r", "--beams", "x"],
+            "--beams: got 'x'; needs a whole number, at least 1 and at most 1024; try pointsman fill --help",
+        ),
+        (["doctor", "--ranks", "0"], "--ranks: got '0'; needs a whole number, at least 1 and at most 1024; "),
         (["export-hf", "r", "--dtype", "int8"], "--dtype: got 'int8'; needs one of float32, bfloat16, float16; "),
         (["prepare", "--out"], "--out: got 'nothing'; needs DIR: where the shards go"),
         (["generate", "r", "--ids=3"], "--ids: got 'a value'; needs none: it is a switch; try --ids"),

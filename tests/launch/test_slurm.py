@@ -112,7 +112,8 @@ def test_no_variable_of_the_environment_is_written(tmp_path: Path, monkeypatch: 
 def test_container_runs_the_images_python_with_the_run_folder_mounted(tmp_path: Path) -> None:
     script = checked(batch_script(config(tmp_path, slurm_container="registry#pointsman:1"), []))
     assert "--container-image='registry#pointsman:1'" in script
-    assert f"{tmp_path}/job:{tmp_path}/job" in script
+    assert f"\nfolder={tmp_path}/job\n" in script
+    assert '--container-mounts="$PWD:$PWD,$folder:$folder"' in script
     assert "python -m launch.agent" in script
     assert "PYTHONPATH" not in script
 

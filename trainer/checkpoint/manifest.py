@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CheckpointError
+from conf.safety.regular import read_regular
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -80,7 +81,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a checkpoint. Raises CheckpointError naming the file and what is wrong."""
     path = folder / MANIFEST_FILE
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); the checkpoint is not complete") from error
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CheckpointError, ConfigError
+from conf.safety.regular import read_regular
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import Shard
 from parallel.mesh import collectives
@@ -239,8 +240,8 @@ class CheckpointStore:
 
 def _manifest_digest(path: Path) -> str:
     try:
-        return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
-    except FileNotFoundError:
+        return hashlib.sha256(read_regular(path / MANIFEST_FILE)).hexdigest()
+    except OSError:
         # That of a checkpoint cut short, when its directory is there; it is then broken, and for all ranks alike.
         return "no manifest" if path.is_dir() else "no directory"
 

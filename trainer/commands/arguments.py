@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conf.errors import ConfigError
-from launch.commands.parameters import option
+from launch.commands.parameters import Number, option
 
 if TYPE_CHECKING:
     from model.generate import GenerateOptions
 
 _DEFAULTS: dict[str, Any] = {"beams": 1, "sample": False, "top_k": 0, "seed": 0}  # where `GenerateOptions` has others
+_MOST_BEAMS = 1024  # each is a row of the batch, whose scores over the vocabulary are sorted
+_MOST_TOKENS = 2**16  # attention compares every token with every other
+_WHOLE = click.IntRange(0, 2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,19 +66,33 @@ def takes_decoding(*, max_length: int) -> Callable[[Callable[..., Any]], Callabl
     """Decorator: the function gets the fields of `Decoding`, each by its name."""
     rules, stops = click.Choice(("gnmt", "power")), click.Choice(("never", "true", "false"))
     options = (
-        option("--beams", type=int, help="beam width; 1 (default) is greedy"),
-        option("--length-penalty", type=float, help="alpha of the length rule (default: 0.6)"),
+        option("--beams", type=click.IntRange(1, _MOST_BEAMS), help="beam width; 1 (default) is greedy"),
+        option("--length-penalty", type=Number(-100, 100), help="alpha of the length rule (default: 0.6)"),
         option("--length-rule", type=rules, help="beams are compared by log p / ((5 + n) / 6)**alpha, or / n**alpha"),
         option("--early-stopping", type=stops, help="of beams; never (default): when nothing open can still win"),
         option("--sample/--no-sample", default=None, help="draw tokens instead of taking the likeliest"),
-        option("--temperature", type=float, help="with --sample; below 1 is bolder (default: 1)"),
-        option("--top-k", type=int, help="with --sample: only the k likeliest tokens; 0 (default): all"),
-        option("--top-p", type=float, help="with --sample: only the likeliest of this mass (default: 1)"),
-        option("--seed", type=int, help="with --sample (default: 0)"),
-        option("--max-length", type=int, help=f"generated tokens at most (default: {max_length})"),
-        option("--min-length", type=int, help="generated tokens at least (default: 0)"),
-        option("--no-repeat-ngram", type=int, help="no sequence of so many tokens twice; 0 (default): any"),
-        option("--repetition-penalty", type=float, help="above 1: tokens once said get less likely (default: 1)"),
+        option(
+            "--temperature", type=Number(0, 1e6, min_open=True), help="with --sample; below 1 is bolder (default: 1)"
+        ),
+        option("--top-k", type=_WHOLE, help="with --sample: only the k likeliest tokens; 0 (default): all"),
+        option(
+            "--top-p",
+            type=Number(0, 1, min_open=True),
+            help="with --sample: only the likeliest of this mass (default: 1)",
+        ),
+        option("--seed", type=click.IntRange(0, 2**63 - 1), help="with --sample (default: 0)"),
+        option(
+            "--max-length",
+            type=click.IntRange(1, _MOST_TOKENS),
+            help=f"generated tokens at most (default: {max_length})",
+        ),
+        option("--min-length", type=click.IntRange(0, _MOST_TOKENS), help="generated tokens at least (default: 0)"),
+        option("--no-repeat-ngram", type=_WHOLE, help="no sequence of so many tokens twice; 0 (default): any"),
+        option(
+            "--repetition-penalty",
+            type=Number(0, 1e6, min_open=True),
+            help="above 1: tokens once said get less likely (default: 1)",
+        ),
     )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

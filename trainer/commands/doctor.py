@@ -9,9 +9,11 @@ import shutil
 import statistics
 import time
 
+import click
+
 from conf.errors import RanksFailed
 from launch.commands.kinds import define
-from launch.commands.parameters import COUNT, option
+from launch.commands.parameters import PROCESSES, option
 from launch.ranks.child import Seat
 from launch.ranks.environment import clean_environment
 from launch.ranks.pool import RankPool
@@ -32,8 +34,8 @@ _ROUNDS = 7
 
 
 @define()
-@option("--ranks", "--nproc", type=COUNT, default=2, help="ranks of the all-to-all check")
-@option("--mib", type=COUNT, default=16, help="buffer of one rank in MiB")
+@option("--ranks", "--nproc", type=PROCESSES, default=2, help="ranks of the all-to-all check")
+@option("--mib", type=click.IntRange(1, 2**20), default=16, help="buffer of one rank in MiB")
 @option("--no-exchange", is_flag=True, help="skip the all-to-all check")
 def command(ranks: int, mib: int, no_exchange: bool) -> int:
     """Show versions, devices and backends, and how fast ranks on this machine exchange expert buffers.

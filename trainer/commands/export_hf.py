@@ -12,6 +12,7 @@ import click
 
 from conf.derived.layers import expert_layers, is_dense
 from conf.errors import CheckpointError, ConfigError
+from conf.reading.paths import user_path
 from launch.commands.kinds import define
 from launch.commands.parameters import FOLDER, option, takes_run
 
@@ -69,7 +70,7 @@ def export_run(
     run, checkpoint = locate(run_path, single_process())
     cfg = compose.load(run.config)
     _check_expressible(cfg, expert_capacity)
-    target = run.root / "huggingface" if folder is None else folder.expanduser()
+    target = run.root / "huggingface" if folder is None else user_path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError("DIR", got=str(target), needs="a new or empty folder", hint="another folder")
     partial = target.with_name(f".{target.name}.partial")

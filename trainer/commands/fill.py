@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from conf.errors import ConfigError
+from conf.safety.regular import read_regular
 from launch.commands.kinds import define
 from launch.commands.parameters import FILE, option, takes_run
 from trainer.commands.arguments import Decoding, takes_decoding
@@ -35,7 +36,7 @@ def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
     if texts:
         return list(texts)
     try:
-        content = file.expanduser().read_text(encoding="utf-8") if file else sys.stdin.read()
+        content = read_regular(file).decode("utf-8") if file else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         got = str(file) if file else "standard input"
         raise ConfigError("--file", got=got, needs=f"readable UTF-8 text ({error})", hint="another file") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conf.errors import CheckpointError, ConfigError, ConfigErrors
+from conf.safety import shell
 from launch.commands.kinds import define
 from launch.commands.parameters import FILE, FOLDER, option, takes_overrides
 
@@ -227,7 +228,10 @@ def import_run(
     root = runs_dir / name
     if root.exists():
         raise ConfigError(
-            "--name", got=str(root), needs="a run that does not exist yet", hint=f"--name {name}-imported"
+            "--name",
+            got=str(root),
+            needs="a run that does not exist yet",
+            hint=shell.line(["--name", f"{name}-imported"]),
         )
     from model.hf.notes import generation_notes, import_notes
 
@@ -256,14 +260,14 @@ def _closing(source: Import, root: Path, tokenizer: Path | None, folder: Path) -
             "fill, eval and generate need the sentencepiece model this checkpoint was trained with: copy it to "
             f"{root / 'tokenizer.model'}, or import again with --tokenizer FILE. (A tokenizer.json alone does not do.)",
         ]
-        train = f"train.from_checkpoint={root} train.allow_data_change=true"
+        train = [f"train.from_checkpoint={root}", "train.allow_data_change=true"]
     else:
         use = [
             f"tokenizer: {tokenizer}",
-            f"  pointsman fill {root} 'The <mask> of the list.'",
-            f"  pointsman eval {root}",
+            "  " + shell.line(["pointsman", "fill", root, "The <mask> of the list."]),
+            "  " + shell.line(["pointsman", "eval", root]),
         ]
-        train = f"train.from_checkpoint={root}"
+        train = [f"train.from_checkpoint={root}"]
     # windows that few sentinels suffice for, which `_data_settings` chose
     windows = [line for line in source.overrides if line.startswith("data.encoder_length=")]
-    return [*use, "train on from it:", "  " + " ".join(["pointsman train", train, *windows])]
+    return [*use, "train on from it:", "  " + shell.line(["pointsman", "train", *train, *windows])]

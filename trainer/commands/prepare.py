@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.safety import shell
 from conf.sources import SOURCES
 from launch.commands.kinds import define
 from launch.commands.parameters import FOLDER, option, takes_overrides
@@ -69,5 +70,5 @@ def _summary(prepared: Prepared, seconds: float) -> str:
         size = sum(shard.text_bytes for shard in shards) / 1e6
         lines.append(f"  {split}: {documents:,} documents, {size:.1f} MB, {tokens:,} tokens, {len(shards)} shards")
     lines += prepared.notes
-    lines.append(f"train on it with: data=shards data.files={prepared.folder}")
+    lines.append(f"train on it with: {shell.line(['data=shards', f'data.files={prepared.folder}'])}")
     return "\n".join(lines)

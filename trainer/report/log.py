@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from conf.errors import SetupError
+from conf.safety.redact import redact_text
 from conf.schema import LoggingConfig
 from trainer.report.sinks.jsonl import JsonlSink
 from trainer.report.sinks.sink import Opening, Sink, SinkKind, Value
@@ -49,9 +50,10 @@ class RunLog:
             self._sinks += [kind.open(opening) for kind in SINKS.values() if kind.wanted(logging)]
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Record one row everywhere."""
+        """Record one row everywhere, without secrets."""
+        row = {name: redact_text(value) if isinstance(value, str) else value for name, value in metrics.items()}
         for sink in self._sinks:
-            sink.write(step, metrics)
+            sink.write(step, row)
 
     def close(self, *, failed: bool = False) -> None:
         """Close every sink."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
+from conf.safety import shell
 from trainer.report.metrics import Report
 from trainer.run_dir import RunDir
 
@@ -37,9 +37,9 @@ def where_lines(
 
     `command`: what the task invites to try (`data.tasks.task.Task`).
     """
-    root, name = shlex.quote(str(run.root)), shlex.quote(f"name={run.root.name}")
+    root, names = shell.word(run.root), [f"name={run.root.name}"]
     if run.root.parent.name != "runs":
-        name += " " + shlex.quote(f"runs_dir={run.root.parent}")
+        names.append(f"runs_dir={run.root.parent}")
     label, verb, text = command
     return [
         f"run folder           {run.root}",
@@ -47,6 +47,6 @@ def where_lines(
         f"  checkpoints        {run.checkpoints} ({', '.join(checkpoints) or 'none'})",
         *sinks,
         f"evaluate             pointsman eval {root}",
-        f"{label:<20} pointsman {verb} {root} {shlex.quote(text)}",
-        f"continue             pointsman train {name} train.steps=...",
+        f"{label:<20} pointsman {verb} {root} {shell.word(text)}",
+        f"continue             pointsman train {shell.line(names)} train.steps=...",
     ]

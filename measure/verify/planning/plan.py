@@ -5,10 +5,8 @@ Plain arithmetic on the configuration; torch is not imported.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from conf.compose import compose
 from conf.derived.estimate import local_params, num_params, padded_vocab_size
@@ -182,19 +180,6 @@ def check_memory(plan: Plan, available: int, *, what: str) -> None:
             f"{available / 2**30:,.1f}",
             hint=f"a smaller model of the same kind, such as {SMALLER}, or fewer --ranks",
         )
-
-
-def available_memory() -> int:
-    """Bytes that new processes of this machine (or container) can have."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        rows = (line.split() for line in meminfo.read_text().splitlines())
-        found += [1024 * int(row[1]) for row in rows if row[0] == "MemAvailable:"]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdecimal():
-        found.append(int(limit.read_text()) - int(used.read_text()))
-    return max(0, min(found))
 
 
 def _activations(cfg: RunConfig, rows: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import SetupError
+from conf.safety.regular import read_regular
 from trainer.report.sinks.sink import Opening, Value
 
 
@@ -54,7 +55,7 @@ def _drop_rows(path: Path, step: int, *, evaluates_again: bool) -> None:
     """Drop what will be logged again, and a half-written last line; whole or not at all, should we be killed here."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, step, evaluates_again)]
+    kept = [line for line in read_regular(path).decode("utf-8").splitlines() if _stays(line, step, evaluates_again)]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     temporary.replace(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Mapping
 
 import numpy as np
 
+from conf.safety import shell
 from trainer.report.panels import load_panels
 from trainer.report.sinks.sink import Opening, Value
 
@@ -50,9 +50,7 @@ class TensorBoardSink:
 
     def where(self) -> list[str]:
         """See `Sink`."""
-        return [
-            f"  TensorBoard        {self._folder}   view: {shlex.join(['tensorboard', '--logdir', str(self._folder)])}"
-        ]
+        return [f"  TensorBoard        {self._folder}   view: {shell.line(['tensorboard', '--logdir', self._folder])}"]
 
     def _give_up(self, error: OSError) -> None:
         self._writer = None

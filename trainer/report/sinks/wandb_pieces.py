@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from conf.safety.regular import read_regular
+
 Mode = Literal["online", "offline"]
 # open: being recorded, or cut off; sent: all of it is on the server; kept: all of it is in files, to be uploaded;
 # replaced: recorded once more by the piece after it.
@@ -81,7 +83,7 @@ def new_id() -> str:
 def read_pieces(path: Path) -> Pieces | None:
     """None where there is no such file, or none that can be read: the run then goes on under a new id."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path))
         pieces = tuple(Piece(**piece) for piece in data["pieces"])
         return Pieces(id=data["id"], pieces=pieces, note=data["note"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,6 +9,7 @@ one, or the end of the pipe, says that the run is over. It ends with 0 when ever
 from __future__ import annotations
 
 import json
+import logging
 import math
 import netrc
 import os
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import ParseResult, urlparse
 from urllib.request import getproxies
 
-from conf.reading.redact import redact_text
+from conf.safety.redact import redact_text
+from conf.safety.streams import redact_streams
 from trainer.report.panels import load_panels
 from trainer.report.sinks.wandb_pieces import Mode, Piece, Pieces, new_id, read_pieces, write_pieces
 
@@ -80,6 +82,8 @@ def serve() -> None:
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
+    redact_streams()
+    logging.setLogRecordFactory(_without_secrets)  # W&B's debug.log has its settings and what a server answers
     order = Order(**json.loads(sys.stdin.readline()))
     if order.mode != "online":
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # telemetry, which W&B sends offline as well
@@ -91,6 +95,14 @@ def serve() -> None:
         code = 1
     sys.stderr.flush()
     os._exit(code)  # W&B's own exit hooks would wait for a server that is gone, or complain about it
+
+
+def _without_secrets(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    record.msg, record.args = redact_text(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = redact_text("".join(traceback.format_exception(*record.exc_info)))
+    return record
 
 
 def _record(order: Order, over: _Over) -> None:

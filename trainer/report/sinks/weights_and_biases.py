@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +20,8 @@ from typing import Literal
 
 from conf import compose
 from conf.errors import ConfigError
-from conf.reading.redact import redact
+from conf.safety import shell
+from conf.safety.redact import redact
 from conf.schema import LoggingConfig
 from trainer.report.sinks.sink import Opening, Value
 from trainer.report.sinks.wandb_pieces import Piece, Pieces, read_pieces
@@ -80,11 +80,11 @@ class WandbSink:
             metrics=str(run.metrics.absolute()),
             offset=run.metrics.stat().st_size,
             mode=choice,
-            project=logging_cfg.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
-            entity=logging_cfg.wandb_entity,
+            project=redact(logging_cfg.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT),
+            entity=redact(logging_cfg.wandb_entity),
             name=root.name,
             folder=os.path.abspath(os.environ.get("WANDB_DIR") or root),
-            config=redact(compose.to_dict(opening.cfg)),
+            config=compose.without_secrets(opening.cfg),
             trainer=os.getpid(),
         )
         self._watched = choice != "offline"  # until it is known whether there is a server
@@ -211,7 +211,7 @@ def _upload(kept: list[Piece]) -> str:
     words = ["wandb", "sync"]
     if any(piece.mode == "online" for piece in kept):
         words.append("--include-online")
-    return shlex.join([*words, *(_shown(Path(piece.folder)) for piece in kept)])
+    return shell.line([*words, *(Path(_shown(Path(piece.folder))) for piece in kept)])
 
 
 def _shown(path: Path) -> str:

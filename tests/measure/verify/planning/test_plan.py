@@ -3,8 +3,9 @@
 import pytest
 
 from conf.errors import ConfigError, ConfigErrors
+from conf.machine import available_memory
 from measure.verify.planning.layouts import Layout
-from measure.verify.planning.plan import available_memory, bytes_needed, check_memory, make_plan
+from measure.verify.planning.plan import bytes_needed, check_memory, make_plan
 from tests.measure.verify.tiny import TINY, plan
 
 
