@@ -14,6 +14,7 @@ from conf.schema import RunConfig
 from data.corpus import open_corpus
 from data.tasks.task import task_of
 from launch.process import noted
+from parallel.engine.deepspeed import zero_stage
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
@@ -153,7 +154,7 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
     kind = "dense" if is_dense(cfg) else f"{cfg.moe.num_experts} experts every {cfg.moe.sparse_every}"
     view.say(
         f"{session.run.root}: {cfg.model.preset} ({kind}) on {mesh.world.size} ranks: tp {mesh.tp.size}, "
-        f"dp {mesh.dp.size}, ep {mesh.ep.size}, etp {mesh.etp.size}, ZeRO-{cfg.parallel.zero}, "
+        f"dp {mesh.dp.size}, ep {mesh.ep.size}, etp {mesh.etp.size}, {zero_words(cfg, mesh)}, "
         f"{cfg.train.precision}, {session.device.type}"
     )
     if finished(cfg.train, state):
@@ -162,6 +163,13 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
         )
     elif state.step:
         view.say(f"continuing at step {state.step}")
+
+
+def zero_words(cfg: RunConfig, mesh: Mesh) -> str:
+    """The stage that is run, and why where it is not the configured one."""
+    stage = zero_stage(cfg, mesh)
+    why = f" (parallel.zero={cfg.parallel.zero}: one data-parallel rank has nothing to share)"
+    return f"ZeRO-{stage}{why if stage != cfg.parallel.zero else ''}"
 
 
 def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:

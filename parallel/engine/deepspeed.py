@@ -46,15 +46,24 @@ def build_engine(module: ModuleT, cfg: RunConfig, mesh: Mesh) -> Engine[ModuleT]
         register_expert_groups(process_groups)
     found = optim_groups(module, cfg.optim.weight_decay)
     kind = optimizer_kind(cfg.optim.name)
-    if cfg.parallel.zero == 0:
+    if zero_stage(cfg, mesh) == 0:
         optimizer = ReducedMasters(
-            found, lambda groups: kind.build(groups, cfg.optim, mesh), mesh, clip_norm=cfg.optim.clip_norm
+            found,
+            lambda groups: kind.build(groups, cfg.optim, mesh),
+            mesh,
+            clip_norm=cfg.optim.clip_norm,
+            scales_gradients=kind.scales_gradients,
         )
         engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
         return MastersEngine(module, engine, optimizer, kind, accumulation=cfg.train.accumulation)
     optimizer = kind.build(_zero_groups(found, mesh), cfg.optim, mesh)
     engine = _initialize(module, optimizer, cfg, process_groups, has_experts=has_experts)
     return ZeroEngine(module, engine, mesh, kind, accumulation=cfg.train.accumulation)
+
+
+def zero_stage(cfg: RunConfig, mesh: Mesh) -> int:
+    """The stage that is run: with one data-parallel rank there is nothing to share out, and 0 makes fewer passes."""
+    return 0 if mesh.dp.size == 1 else cfg.parallel.zero
 
 
 def _check(module: nn.Module, cfg: RunConfig) -> None:
@@ -103,7 +112,7 @@ def _initialize(
     arguments = {
         "model": module,
         "optimizer": optimizer,
-        "config": _deepspeed_config(module, cfg),
+        "config": _deepspeed_config(module, cfg, groups.mesh),
         "mpu": MpuAdapter(groups),
         "dist_init_required": False,
     }
@@ -113,16 +122,16 @@ def _initialize(
         return deepspeed.initialize(**arguments)[0]
 
 
-def _deepspeed_config(module: nn.Module, cfg: RunConfig) -> dict[str, Any]:
+def _deepspeed_config(module: nn.Module, cfg: RunConfig, mesh: Mesh) -> dict[str, Any]:
     """DeepSpeed's own `bf16` stays off: it would cast router and norm weights, which we keep in fp32."""
     elements = sum(p.numel() for p in module.parameters())
     bucket = min(BUCKET_ELEMENTS, elements + elements % 2)
     return {
         "train_micro_batch_size_per_gpu": 1,  # unused but required
         "gradient_accumulation_steps": cfg.train.accumulation,
-        "gradient_clipping": cfg.optim.clip_norm if cfg.parallel.zero else 0.0,
+        "gradient_clipping": cfg.optim.clip_norm if zero_stage(cfg, mesh) else 0.0,
         "zero_optimization": {
-            "stage": cfg.parallel.zero,
+            "stage": zero_stage(cfg, mesh),
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "overlap_comm": False,

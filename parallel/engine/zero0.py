@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from parallel.engine.driver import Driver
@@ -23,6 +23,8 @@ class ReducedMasters(MasterOptimizer):
 
     def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """Dense fp32 gradients, and expert gradients by the name of their group."""
+        if self.mesh.dp.size == 1:
+            return [], {}  # experts have no copies either: nothing to reduce
         dense: list[Tensor] = []
         experts: dict[str, list[Tensor]] = {}
         for parameter, grad in self.gradient_sums().items():
@@ -45,8 +47,7 @@ class MastersEngine(Driver[ModuleT]):
     @override
     def gradients_finite(self) -> bool:
         self._require_boundary()
-        largest = nn.utils.get_total_norm(self._optimizer.gradient_sums().values(), norm_type=float("inf"))
-        return bool(largest.isfinite())
+        return self._optimizer.gradients_finite()
 
     @override
     def step(self, lr: float) -> StepResult:

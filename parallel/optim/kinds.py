@@ -31,6 +31,8 @@ class OptimizerKind:
     build: Callable[[ParamGroups, OptimConfig, Mesh], Optimizer]
     # State of a parameter after this many steps with every moment zero, so that a checkpoint can be loaded into it.
     fresh_state: Callable[[Tensor, int], dict[str, Any]]
+    # Whether `step` divides gradients by the optimizer's `grad_scale`, a scalar tensor, in the pass it makes anyway.
+    scales_gradients: bool = False
     # Dims of the parameter that the state tensor of this name keeps (a factored moment lacks one); None: all.
     moment_dims: Callable[[str, Tensor], tuple[int, ...] | None] = every_dim
 

@@ -11,17 +11,19 @@ from parallel.layers.sharding import ParamSpec, tag
 from parallel.mesh.axes import Mesh, single_process
 from parallel.mesh.groups import init_groups
 from parallel.optim import adamw
-from parallel.optim.masters import MasterOptimizer
-from parallel.optim.parameters import optim_groups
+from parallel.optim.masters import ROW, MasterOptimizer, sum_of_squares
+from parallel.optim.parameters import is_counted, optim_groups
 from tests.harness import run_ranks
 from tests.parallel.engine.engine_toy import SHAPES, SPECS, Toy, logical_weights, run_config, take_shard
 
 CFG = run_config(zero=0)
 
 
-def masters(module: nn.Module, mesh: Mesh, clip_norm: float = 0.0) -> MasterOptimizer:
+def masters(module: nn.Module, mesh: Mesh, clip_norm: float = 0.0, *, scales: bool = True) -> MasterOptimizer:
     groups = optim_groups(module, CFG.optim.weight_decay)
-    optimizer = MasterOptimizer(groups, lambda g: adamw.build(g, CFG.optim, mesh), mesh, clip_norm=clip_norm)
+    optimizer = MasterOptimizer(
+        groups, lambda g: adamw.build(g, CFG.optim, mesh), mesh, clip_norm=clip_norm, scales_gradients=scales
+    )
     optimizer.set_lr(0.1)
     return optimizer
 
@@ -65,10 +67,17 @@ def test_the_norm_of_many_elements_is_exact():
     assert masters(module, single_process()).global_norm().item() == pytest.approx(weight.grad.double().norm().item())
 
 
+@pytest.mark.parametrize("size", [1, ROW - 1, ROW, 3 * ROW + 5])
+def test_squares_of_any_number_of_elements(size):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size))
+    assert sum_of_squares(values).item() == pytest.approx(values.double().square().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("scales", [True, False])
 @pytest.mark.parametrize(("clip_norm", "expected"), [(0.0, 3.0), (5.0, 3.0), (1.5, 1.5)])
-def test_clipping(clip_norm, expected):
+def test_clipping(clip_norm, expected, scales):
     module = one_weight(torch.float32)
-    optimizer = masters(module, single_process(), clip_norm)
+    optimizer = masters(module, single_process(), clip_norm, scales=scales)
     (module.weight * 3.0).sum().backward()
     optimizer.step()
     assert optimizer.grad_norm == pytest.approx(3.0)
@@ -85,6 +94,23 @@ def test_non_finite_norm_changes_nothing():
     assert module.weight.item() == 1.0
     assert not optimizer.inner.state
     assert optimizer.gradient_sums()[module.weight].item() == 0.0
+
+
+def copy_that_is_not_finite(rank: int, world: int) -> tuple[bool, list[str]]:
+    mesh = init_groups(run_config(zero=0, tp=2).parallel)
+    module = Toy(mesh, torch.float32, logical_weights())
+    optimizer = masters(module, mesh)
+    copies = [name for name, p in module.named_parameters() if not is_counted(p, mesh)]
+    for name, parameter in module.named_parameters():
+        parameter.grad = torch.full_like(parameter, float("nan") if name in copies[:1] else 1.0)
+    return optimizer.gradients_finite(), copies
+
+
+def test_copies_that_another_rank_counts_must_be_finite_too():
+    finite, copies = zip(*run_ranks(copy_that_is_not_finite, 2), strict=True)
+    assert copies[0] == []
+    assert copies[1] != []
+    assert finite == (True, False)
 
 
 def test_groups_follow_the_tags():
