@@ -14,7 +14,7 @@ from conf.routing.settings import moe_rules
 from conf.schema import ModelConfig, MoeConfig
 from model.moe.layer import MoeLayer
 from model.moe.types import LayerRouting, RouteMode
-from model.t5.attention import Attention
+from model.t5.attention import Attention, ScoreBias
 from model.t5.cache import LayerCache
 from model.t5.feed_forward import FeedForward
 from model.t5.noise import dropout
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self,
         x_BLD: Tensor,
         real_BL: Tensor,
-        bias_BHLM: Tensor,
+        bias: ScoreBias,
         memory: Memory | None,
         *,
         mode: RouteMode,
@@ -93,12 +93,13 @@ class Block(nn.Module):
         normed_BLD = self.self_attention_norm(x_BLD)
         seen = self.self_attention.keys_values(normed_BLD)
         seen = seen if cache is None else cache.extend(seen)
-        x_BLD = x_BLD + self._drop(self.self_attention(normed_BLD, seen, bias_BHLM, noise), noise, "self_attention")
+        x_BLD = x_BLD + self._drop(self.self_attention(normed_BLD, seen, bias, noise), noise, "self_attention")
         if self.cross_attention is not None:
             assert memory is not None, "a decoder block needs the encoder's output"
             normed_BLD = self.cross_attention_norm(x_BLD)
             source = self.cross_attention.keys_values(memory.hidden_BMD) if cache is None else cache.cross
-            mixed_BLD = self.cross_attention(normed_BLD, source, memory.mask_B11M, noise)
+            hidden = ScoreBias(position_1HLM=None, mask=memory.mask_B11M)
+            mixed_BLD = self.cross_attention(normed_BLD, source, hidden, noise)
             x_BLD = x_BLD + self._drop(mixed_BLD, noise, "cross_attention")
         normed_BLD = self.ff_norm(x_BLD)
         if self.is_sparse:

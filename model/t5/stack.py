@@ -17,6 +17,7 @@ from conf.derived.layers import Layer
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
 from model.moe.types import LayerRouting, RouteMode
+from model.t5.attention import ScoreBias
 from model.t5.block import Block, BlockOutput, Memory
 from model.t5.cache import LayerCache
 from model.t5.noise import dropout
@@ -84,11 +85,7 @@ class Stack(nn.Module):
         themselves, for routers that read them.
         """
         length = x_BLD.shape[1]
-        bias = self.relative_bias(length, length)
-        if self.name == "encoder":
-            bias = bias + padding_mask(real_BL, bias.dtype)
-        else:
-            bias = bias + causal_mask(length, bias.dtype, bias.device)
+        bias = self._score_bias(length, real_BL)
         own = None if noise is None else noise.of(self.name)
         x_BLD = dropout(x_BLD, self.p, own, "embedding")
         routing: list[LayerRouting] = []
@@ -111,13 +108,29 @@ class Stack(nn.Module):
     ) -> Tensor:
         """Next position of every row [B, 1, D] -> [B, 1, D], reading and extending `caches`."""
         seen = caches[0].length
-        bias = self.relative_bias(1, seen + 1, first_query=seen)
+        bias = ScoreBias(position_1HLM=None, mask=self.relative_bias(1, seen + 1, first_query=seen))
         real_B1 = torch.ones(x_B1D.shape[:2], dtype=torch.bool, device=x_B1D.device)
         for block, cache in zip(self.layers, caches, strict=True):
             x_B1D = block(x_B1D, real_B1, bias, memory, mode=mode, noise=None, ids_BL=ids_B1, cache=cache).x_BLD
         return self.final_norm(x_B1D)
 
-    def _run(self, block: nn.Module, *tensors: Tensor | Memory | None, mode: RouteMode, **how: Any) -> BlockOutput:
+    def _score_bias(self, length: int, real_BL: Tensor) -> ScoreBias:
+        position_1HLM = self.relative_bias(length, length)
+        mask = None
+        if self.name == "encoder":
+            mask = padding_mask(real_BL, position_1HLM.dtype)
+        else:
+            position_1HLM = position_1HLM + causal_mask(length, position_1HLM.dtype, position_1HLM.device)
+        apart = ScoreBias(position_1HLM=position_1HLM, mask=mask)
+        # torch's fused attention gives a gradient to what is added to the scores on CUDA, but not on CPU. Where none is
+        # wanted it is the faster one everywhere.
+        if torch.is_grad_enabled() and position_1HLM.requires_grad and position_1HLM.device.type == "cpu":
+            return apart
+        return ScoreBias(position_1HLM=None, mask=apart.whole())
+
+    def _run(
+        self, block: nn.Module, *tensors: Tensor | ScoreBias | Memory | None, mode: RouteMode, **how: Any
+    ) -> BlockOutput:
         """The block, its activations dropped until backward where they are to be recomputed."""
         run = self.train_block if mode == "train" else run_block
         if not (self.recompute and torch.is_grad_enabled()):
@@ -126,6 +139,6 @@ class Stack(nn.Module):
         return checkpoint(run, block, *tensors, mode=mode, **how, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
 
 
-def run_block(block: nn.Module, *tensors: Tensor | Memory | None, **how: Any) -> BlockOutput:
+def run_block(block: nn.Module, *tensors: Tensor | ScoreBias | Memory | None, **how: Any) -> BlockOutput:
     """Call a block: what is compiled where blocks are."""
     return block(*tensors, **how)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.t5.attention import Attention
+from model.t5.attention import Attention, ScoreBias
 from model.t5.position import MASKED
 from parallel.layers.plain import PlainLayers
 from tests.model.t5.build import MODEL
@@ -17,6 +17,10 @@ def make_attention(dropout: float = 0.0) -> Attention:
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return layer
+
+
+def masked(bias: Tensor) -> ScoreBias:
+    return ScoreBias(position_1HLM=None, mask=bias)
 
 
 def naive(layer: Attention, x_LD: Tensor, memory_MD: Tensor, bias_HLM: Tensor, weight_of=None) -> Tensor:
@@ -47,7 +51,7 @@ def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
 def test_equals_naive_loops() -> None:
     layer = make_attention()
     x_BLD, memory_BMD, bias_BHLM = random_inputs()
-    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), bias_BHLM, None)
+    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), masked(bias_BHLM), None)
     for b in range(2):
         assert torch.allclose(out_BLD[b], naive(layer, x_BLD[b], memory_BMD[b], bias_BHLM[b]), rtol=0, atol=1e-12)
 
@@ -55,16 +59,16 @@ def test_equals_naive_loops() -> None:
 def test_masked_keys_do_not_matter() -> None:
     layer = make_attention()
     x_BLD, memory_BMD, bias_BHLM = random_inputs()
-    before_BLD = layer(x_BLD, layer.keys_values(memory_BMD), bias_BHLM, None)
+    before_BLD = layer(x_BLD, layer.keys_values(memory_BMD), masked(bias_BHLM), None)
     memory_BMD[1, 3:] = 1e3
-    after_BLD = layer(x_BLD, layer.keys_values(memory_BMD), bias_BHLM, None)
+    after_BLD = layer(x_BLD, layer.keys_values(memory_BMD), masked(bias_BHLM), None)
     assert torch.equal(before_BLD[1], after_BLD[1])
 
 
 def test_row_without_any_key_is_finite() -> None:
     layer = make_attention().bfloat16()
     x_BLD, memory_BMD, bias_BHLM = (t.bfloat16() for t in random_inputs())
-    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), torch.full_like(bias_BHLM, MASKED), None)
+    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), masked(torch.full_like(bias_BHLM, MASKED)), None)
     assert out_BLD.isfinite().all()
 
 
@@ -72,7 +76,7 @@ def test_gradients_reach_the_bias() -> None:
     layer = make_attention()
     x_BLD, memory_BMD, bias_BHLM = random_inputs()
     bias_BHLM.requires_grad_(True)
-    layer(x_BLD, layer.keys_values(memory_BMD), bias_BHLM, None).square().sum().backward()
+    layer(x_BLD, layer.keys_values(memory_BMD), masked(bias_BHLM), None).square().sum().backward()
     fused = bias_BHLM.grad
     bias_BHLM.grad = None
     total = sum(naive(layer, x_BLD[b], memory_BMD[b], bias_BHLM[b]).square().sum() for b in range(2))
@@ -87,7 +91,7 @@ def test_dropout_on_weights_takes_the_keyed_mask() -> None:
     x_BLD, memory_BMD, bias_BHLM = random_inputs()
     key = rng.NoiseKey(seed=3, step=5, rows_B=torch.tensor([7, 9]))
     noise = rng.NoiseSites({"encoder.0": layer.noise_sites}).draws(key).of("encoder.0")
-    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), bias_BHLM, noise)
+    out_BLD = layer(x_BLD, layer.keys_values(memory_BMD), masked(bias_BHLM), noise)
     ones = torch.ones(2, MODEL.num_heads, 3, 5, dtype=torch.float64)
     mask_BHLM = rng.keyed_dropout(ones, 0.4, noise, "test.weights", ((0, MODEL.num_heads), (0, 3), (0, 5)))
     assert (mask_BHLM == 0).any()
