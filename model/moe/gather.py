@@ -76,6 +76,35 @@ def combine(buffer_EGCD: Tensor, gates_GSK: Tensor, index: SlotIndex) -> Tensor:
     return y_ND.view(G, S, -1)  # type: ignore[union-attr]
 
 
+class SortedChoices(NamedTuple):
+    """Kept choices in the order of their experts, for experts that work on rows instead of buffers."""
+
+    choices_R: Tensor  # int64 flat choice n * K + k of each row
+    counts_E: Tensor  # int64 rows of each expert
+
+
+def sort_choices(routing: Routing) -> SortedChoices:
+    """Waits for the device: how many choices were kept decides a size."""
+    experts = routing.tokens_GEC.shape[1]
+    expert_R = torch.div(routing.slots_GSK.flatten(), max(routing.capacity, 1), rounding_mode="floor")
+    counts = torch.bincount(expert_R, minlength=experts + 1)
+    kept = len(expert_R) - int(counts[experts])
+    return SortedChoices(expert_R.argsort(stable=True)[:kept], counts[:experts])
+
+
+def take_sorted(x_GSD: Tensor, order: SortedChoices, choices: int) -> Tensor:
+    """The rows `[R, D]` that experts work on; `choices` is K."""
+    return x_GSD.flatten(0, 1).index_select(0, order.choices_R // choices)
+
+
+def combine_sorted(rows_RD: Tensor, gates_GSK: Tensor, order: SortedChoices) -> Tensor:
+    """As `combine`: `[G, S, D]`, in the dtype of the rows."""
+    G, S, K = gates_GSK.shape
+    weighted_RD = rows_RD * gates_GSK.flatten().index_select(0, order.choices_R).unsqueeze(1)
+    y_CD = weighted_RD.new_zeros(G * S * K, rows_RD.shape[1]).index_copy(0, order.choices_R, weighted_RD)
+    return y_CD.view(G, S, K, -1).sum(2).to(rows_RD.dtype)
+
+
 def _take(source_MD: Tensor, index: Tensor) -> Tensor:
     """Rows of `source_MD` at a flat index; the index M, one past the end, reads zeros."""
     padded = torch.cat((source_MD, source_MD.new_zeros(1, source_MD.shape[1])))

@@ -18,7 +18,7 @@ from conf.routing.settings import CapacityRule, MoeRules
 from conf.schema import Ffn
 from model.moe.balance import layer_balance
 from model.moe.experts import DROPOUT, ExpertBank, group_noise
-from model.moe.gather import combine, dispatch, slot_index
+from model.moe.gather import combine, combine_sorted, dispatch, slot_index, sort_choices, take_sorted
 from model.moe.routers.numerics import JITTER, Numerics, jitter_factor, jitters
 from model.moe.routers.route import route, router_in
 from model.moe.routers.tokens import RouterNoise, Tokens
@@ -59,6 +59,8 @@ class MoeLayer(nn.Module):
         self.maths = router_in(rules.row.module)
         self.router = Router(rules.row, d_model, rules.num_experts)
         self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=exchange)
+        # Where all experts are here whole, and tokens choose, experts can work on rows instead of buffers.
+        self._sorts = exchange.ep_size == exchange.etp_size == 1 and not rules.row.experts_choose
         self.tap: RoutingTap | None = None  # set by `measure.verify` alone
 
     def forward(
@@ -90,6 +92,13 @@ class MoeLayer(nn.Module):
         routing = self._route(tokens, mode)
         if self.tap is not None:
             self.tap.decided(routing)
+        gates_GSK = Numerics(self.rules, x_BLD.dtype).combine_weights(routing.gates_GSK)
+        if mode == "no_drop" and self._sorts:
+            # A buffer with a slot for every token at every expert would cost E rows a token.
+            order = sort_choices(routing)
+            rows_RD = self.experts.sorted(take_sorted(tokens.x_GSD, order, gates_GSK.shape[-1]), order.counts_E)
+            y_GSD = combine_sorted(rows_RD, gates_GSK, order)
+            return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
         index = slot_index(routing)
         rows_XRD = self.exchange.to_experts(dispatch(tokens.x_GSD, index))
         row_noise = None
@@ -97,7 +106,6 @@ class MoeLayer(nn.Module):
             row_noise = group_noise(noise, sequences, self.exchange)
         rows_XRD = self.experts(rows_XRD, capacity=routing.capacity, noise=row_noise)
         buffer_EGCD = self.exchange.from_experts(rows_XRD, groups=len(tokens.x_GSD))
-        gates_GSK = Numerics(self.rules, x_BLD.dtype).combine_weights(routing.gates_GSK)
         y_GSD = combine(buffer_EGCD, gates_GSK, index)
         return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
 

@@ -11,6 +11,7 @@ from conf.routing.references import SEMANTICS
 from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
 from conf.schema import SemanticsName
+from model.moe.experts import ExpertBank
 from model.moe.layer import _evaluation_slots
 from model.moe.types import Routing
 from tests.model.moe.build import (
@@ -81,6 +82,46 @@ def test_padding_in_front_of_a_token_takes_its_slot_where_the_semantics_routes_p
     with torch.no_grad():
         y, _ = layer(x, padded, mode="eval", noise=None)
     assert bool(y[:, -1].any()) is skipped
+
+
+@pytest.mark.parametrize(("semantics", "router"), [pair for pair in PAIRS if not ROUTERS[pair[1]].experts_choose])
+def test_no_drop_works_on_rows_and_equals_buffers_with_a_slot_for_every_token(monkeypatch, semantics, router):
+    layer, (x, real, _) = build_layer(variant(semantics, router)), batch(Variant())
+    rows: list[int] = []
+    run = ExpertBank.sorted
+
+    def watched(bank: ExpertBank, rows_RD: torch.Tensor, counts_X: torch.Tensor) -> torch.Tensor:
+        rows.append(len(rows_RD))
+        assert counts_X.sum() == len(rows_RD)
+        return run(bank, rows_RD, counts_X)
+
+    monkeypatch.setattr(ExpertBank, "sorted", watched)
+    x, real = x[:2].clone().requires_grad_(), real[:2]
+    outcomes = []
+    for sorts in (True, False):
+        layer._sorts = sorts
+        y, routing = layer(x, real, mode="no_drop", noise=None)
+        outcomes.append((y, *torch.autograd.grad(y.sum(), (x, *layer.experts.parameters()))))
+    for ours, buffers in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, buffers, rtol=1e-12, atol=1e-12)
+    # As many rows as kept choices, however many experts there are.
+    assert len(rows) == 1
+    assert int(routing.stats.kept_E.sum()) <= rows[0] <= real.numel() * layer.rules.choices
+
+
+@pytest.mark.parametrize("ffn", ["relu", "gated_gelu"])
+def test_grouped_products_of_cuda_are_those_expert_by_expert(ffn):
+    bank = layer_of(model_config(ffn, d_model=8, d_ff=16), moe_config(Variant())).experts
+    for parameter in bank.parameters():
+        torch.nn.init.normal_(parameter)
+    rows, counts = torch.randn(9, 8), torch.tensor([4, 0, 5, 0])
+    torch.testing.assert_close(bank._grouped(rows, counts), bank.sorted(rows, counts))
+
+
+def test_no_drop_without_any_token_gives_zeros():
+    x = torch.zeros(2, LENGTH, 6, dtype=torch.float64)
+    y, _ = build_layer(Variant())(x, torch.zeros(2, LENGTH, dtype=torch.bool), mode="no_drop", noise=None)
+    assert torch.equal(y, x)
 
 
 @pytest.mark.parametrize(("semantics", "router"), PAIRS)
