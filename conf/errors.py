@@ -7,9 +7,27 @@ callers that know nothing of Pointsman can catch them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+# How gloo, NCCL and torch's stores say that another rank ended or did not come. What gloo says of this machine's own
+# network, and of sizes that differ, is not among it.
+_PEERS_FAULT = re.compile(
+    r"gloo/(?!transport/\w+/device)|onnection closed|onnection reset|monitoredBarrier|not every rank came|"
+    r"ncclRemoteError|communicator was aborted|DistNetworkError|DistStoreError"
+)
+
+
+def is_peers_fault(text: str) -> bool:
+    """Whether the words of an error say that another rank has ended or does not answer."""
+    return _PEERS_FAULT.search(text) is not None and "enforce fail" not in text
+
 
 class PointsmanError(Exception):
     """Base of every deliberate error."""
+
+    exit_code: ClassVar[int] = 2  # of a process that ends with it: something the user can mend
 
 
 class ConfigError(PointsmanError, ValueError):
@@ -51,6 +69,16 @@ class StudyError(PointsmanError, RuntimeError):
 
 class RanksFailed(PointsmanError, RuntimeError):
     """A rank that a command started for itself raised, died or hung; the text says which one first, and how."""
+
+
+class RankLost(PointsmanError, RuntimeError):
+    """This rank could not go on because another one, or a launcher, has ended or hangs; the cause is there."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, text: str, *, absent: Sequence[int] = ()) -> None:
+        self.absent = tuple(absent)  # ranks of which there was no sign any more
+        super().__init__(text)
 
 
 class SetupError(PointsmanError, RuntimeError):

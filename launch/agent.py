@@ -13,13 +13,25 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from conf.safety.streams import redact_streams
 from launch.local import LOG_DIR_VARIABLE
-from launch.process import CODE_KEY, INTERRUPTED, TIME_KEY, USER_ERROR
+from launch.process import (
+    ABSENT_KEY,
+    CODE_KEY,
+    ENDING_NOTE,
+    INTERRUPTED,
+    PEER_KEY,
+    TIME_KEY,
+    UNEXPECTED,
+    USER_ERROR,
+)
+from launch.ranks.bound import BOUND_VARIABLE
+from launch.ranks.environment import is_launchers
 
 TAIL_LINES = 20
 _BY_KERNEL = {-signum for signum in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)}
@@ -36,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     processes._MAPPING_REGEX = r"^(\d+:[0123],)*(\d+:[0123])$"
     news = News()
     news.listen()
+    for name in [name for name in os.environ if is_launchers(name)]:
+        del os.environ[name]
+    os.environ[BOUND_VARIABLE] = str(os.getpid())  # the ranks look whether their parent is still this process
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(CALM_SECONDS)))
     argv = _own_folder(argv)
     log_dir = _log_dir(argv)
@@ -43,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         # without the decorator that would log where it cannot leave a note for an agent of the agent
         getattr(launcher.main, "__wrapped__", launcher.main)([f"--signals-to-handle={_signals()}", *argv])
     except errors.ChildFailedError as failed:
-        return report(failed.failures, log_dir=log_dir)
+        return report(failed.failures, log_dir=log_dir, ended=news.ended)
     except processes.SignalException as stopped:
         print(f"stopped by {stopped.sigval.name}", file=sys.stderr, flush=True)
         _remove_logs(news, log_dir)
@@ -56,8 +71,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: launch.rdzv_endpoint: the agents did not meet: {error}", file=sys.stderr, flush=True)
         _remove_logs(news, log_dir)
         return USER_ERROR
+    code = _stopped(log_dir)
     _remove_logs(news, log_dir)
-    return 0
+    return code
 
 
 class News(logging.Handler):
@@ -66,6 +82,7 @@ class News(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.remarkable = False  # then the ranks' output is kept
+        self.ended: set[int] = set()  # process ids of ranks that did not end by themselves
 
     def listen(self) -> None:
         """Take the place of the agent's own output."""
@@ -78,14 +95,15 @@ class News(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Restarts, and ranks that were killed because they did not end."""
         text = record.getMessage()
+        if text.startswith(("Sending process", "Unable to shutdown process")) and isinstance(record.args, tuple):
+            self.ended.add(int(str(record.args[0])))
         if "will restart worker group" in text:
             left = text.split("attempts left")[0].split(".")[-1].strip()
             self.tell(
                 f"a rank failed; all ranks are restarted and continue at the last checkpoint ({left} restarts left)"
             )
         elif text.startswith("Unable to shutdown process"):
-            seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
-            self.tell(f"a rank had not ended {seconds} s after the signal and was killed; what it was saving is lost")
+            self.tell("a rank did not end after the signal and was killed; what it was saving is lost")
 
     def tell(self, text: str) -> None:
         """Print `text` and keep the output of the ranks."""
@@ -99,24 +117,63 @@ def _signals() -> str:
     return ",".join(["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", *hangup])
 
 
-def report(failures: dict[int, Any], *, log_dir: Path) -> int:
+def report(failures: dict[int, Any], *, log_dir: Path, ended: Collection[int] = ()) -> int:
     """Tell what failed, the cause last, where a person looks; return the exit code of the first rank that failed.
 
-    `failures` are torch's `ProcessFailure`s by global rank. Ranks that ended with the same words as the first share
-    its entry; the rest, which as a rule lost their connection to it, get a line each.
+    `failures` are torch's `ProcessFailure`s by global rank, `ended` the processes that the agent had to end. Ranks
+    that ended with the same words as the first share its entry; the rest, which as a rule lost their connection to
+    it, get a line each.
     """
-    ordered = sorted(failures.items(), key=lambda item: (_ended_by_agent(item[1]), failure_time(item[1]), item[0]))
-    cause = ordered[0][1]
-    words = last_words(cause, log_dir)
-    alike = [rank for rank, failure in ordered if failure is cause or (note_of(failure) and note_of(failure) == words)]
+    absent = {rank for failure in failures.values() for rank in _extra(failure).get(ABSENT_KEY, ())}
+
+    def blame(rank: int, failure: Any) -> Blame:
+        if _extra(failure).get(PEER_KEY):
+            return Blame.LOST_A_PEER
+        if _note(failure) or failure.pid not in ended:
+            return Blame.FAILED
+        return Blame.HUNG if rank in absent or not absent else Blame.ENDED
+
+    blames = {rank: blame(rank, failure) for rank, failure in failures.items()}
+    ordered = sorted(failures.items(), key=lambda item: (blames[item[0]], failure_time(item[1]), item[0]))
+    first, cause = ordered[0]
+    hung = blames[first] == Blame.HUNG
+    note = note_of(cause)
+    alike = [rank for rank, failure in ordered if failure is cause or (note and note_of(failure) == note)]
     for rank, failure in ordered:
         if rank not in alike:
             print(f"rank {rank} ended after that: {ending(failure)}", file=sys.stderr)
     print(f"output of the ranks: {log_dir}", file=sys.stderr)
     who = f"rank {alike[0]}" if len(alike) == 1 else "ranks " + ", ".join(map(str, sorted(alike)))
-    print("\n  ".join([f"{who} failed: {ending(cause)}", *words]), file=sys.stderr, flush=True)
-    code = exit_code(cause)
+    how = f"hung, and the others waited for it in vain; {ending(cause)}" if hung else ending(cause)
+    words = [] if _was_printed([failures[rank] for rank in alike]) else last_words(cause, log_dir)
+    print("\n  ".join([f"{who} failed: {how}", *words]), file=sys.stderr, flush=True)
+    code = UNEXPECTED if hung else exit_code(cause)
     return code if code > 0 else 128 - code
+
+
+class Blame(IntEnum):
+    """What a failure says about its rank, the worst first."""
+
+    FAILED = 0  # by itself
+    HUNG = 1  # the others did not reach it, and the agent had to end it
+    LOST_A_PEER = 2
+    ENDED = 3  # by the agent, because of others
+
+
+def _was_printed(failures: Sequence[Any]) -> bool:
+    """Whether their message is on the terminal: the first rank of a machine writes there, and for all of it."""
+    first = [failure for failure in failures if failure.local_rank == 0]
+    return any(note_of(failure) and exit_code(failure) == USER_ERROR for failure in first)
+
+
+def _stopped(log_dir: Path) -> int:
+    """Exit code of ranks that ended well: 0, or that of the signal which one of them got and told the others of."""
+    notes = sorted(log_dir.glob(f"*/attempt_*/*/{ENDING_NOTE}"), key=lambda path: path.stat().st_mtime)
+    reason = notes[-1].read_text() if notes else ""
+    if not reason:
+        return 0
+    print(f"stopped by {reason}", file=sys.stderr, flush=True)
+    return 128 + signal.Signals[reason.split()[0]]
 
 
 def failure_time(failure: Any) -> int:
@@ -153,17 +210,12 @@ def last_words(failure: Any, log_dir: Path) -> list[str]:
     note = note_of(failure)
     if logs and not (note and exit_code(failure) == USER_ERROR):
         return logs[-1].read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    return note or ["its message is above"]
+    return note or (["its message is above"] if exit_code(failure) > 0 else [])
 
 
 def note_of(failure: Any) -> list[str]:
     """Lines of the message a rank left for the agent; none where it left nothing."""
     return str(_note(failure).get("message", "")).splitlines()
-
-
-def _ended_by_agent(failure: Any) -> bool:
-    """SIGTERM is how the agent ends the others; one that has left a note had failed before."""
-    return failure.exitcode == -signal.SIGTERM and not _note(failure)
 
 
 def _extra(failure: Any) -> dict[str, Any]:
@@ -190,7 +242,7 @@ def _remove_logs(news: News, log_dir: Path) -> None:
     """Remove the folder that was made for this run's output, unless somebody will want to look into it."""
     if news.remarkable:
         print(f"output of the ranks: {log_dir}", file=sys.stderr, flush=True)
-    elif logs := os.environ.get(LOG_DIR_VARIABLE):
+    elif (logs := os.environ.get(LOG_DIR_VARIABLE)) and log_dir.is_relative_to(logs):
         shutil.rmtree(logs, ignore_errors=True)
 
 

@@ -16,10 +16,13 @@ from launch.commands.overview import overview
 from launch.commands.table import COMMANDS
 from launch.commands.usage import in_our_words
 from launch.process import DEBUG_VARIABLE, guarded
+from launch.ranks.bound import end_with_starter
+from launch.ranks.surroundings import settle_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code: the command's own; 2 for what the user can mend; 130 after Ctrl-C."""
+    end_with_starter()
     if argv is None:
         redact_streams()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -36,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit code; what is wrong with `words` is raised as a `PointsmanError`."""
+    settle_command()
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     try:

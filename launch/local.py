@@ -20,8 +20,9 @@ from conf.errors import ConfigError
 from conf.schema import LaunchConfig, RunConfig
 from launch.memory import check_memory
 from launch.naming import with_name
-from launch.process import BOUND_VARIABLE
+from launch.ranks.bound import BOUND_VARIABLE
 from launch.ranks.environment import clean_environment
+from launch.ranks.surroundings import refuse_lone_task
 from launch.torchrun import TRAINER, rank_environment, rendezvous_of, torchrun_arguments
 
 LOG_DIR_VARIABLE = "POINTSMAN_RANK_LOGS"  # a folder of ours, which the agent removes after success
@@ -61,12 +62,14 @@ def start(cfg: RunConfig, overrides: Sequence[str]) -> NoReturn:
     """Become the ranks of this machine.
 
     Raises:
+        SetupError: a scheduler has started several tasks that would each be a run.
         ConfigError: a file it names is not there, or it restarts on several nodes without a name, by which restarted
             ranks would find the run.
     """
     from conf.reading.convert import raise_all
     from conf.rules.files import check_files
 
+    refuse_lone_task(nodes=cfg.launch.nodes)
     raise_all([*check_files(cfg)])
     check_memory(cfg)
     if cfg.launch.max_restarts:
@@ -86,7 +89,7 @@ def become(start: Start) -> NoReturn:
 
 def train_in_background(overrides: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """`pointsman train` in a process of its own that appends what it says to `log` and ends with this one."""
-    environment = clean_environment(os.environ) | {BOUND_VARIABLE: "1"}
+    environment = clean_environment(os.environ) | {BOUND_VARIABLE: str(os.getpid())}
     command = [sys.executable, "-m", "launch.cli", "train", *overrides]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:

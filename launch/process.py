@@ -1,11 +1,10 @@
-"""What every process of a run does around its work: tell a deliberate error briefly, and end when its parent is gone.
+"""What every process of a run does around its work: tell an error briefly, to people and to its launcher.
 
 The command line and the ranks share it, so that an error reads the same wherever it is raised.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,19 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from conf.errors import PointsmanError
+from conf.errors import PointsmanError, RankLost, is_peers_fault
 from conf.safety.redact import redact, redact_text
 from launch.memory import out_of_memory
 
-USER_ERROR = 2  # exit code of a PointsmanError
+USER_ERROR = PointsmanError.exit_code
 INTERRUPTED = 128 + signal.SIGINT
 DEBUG_VARIABLE = "POINTSMAN_DEBUG"
-BOUND_VARIABLE = "POINTSMAN_END_WITH_PARENT"  # set by what starts runs of its own
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for a rank's last words
+ENDING_NOTE = "ending"  # file beside it, of a rank that ended well: the signal that stopped it, if one did
 TIME_KEY = "nanoseconds"
 CODE_KEY = "exit_code"
+PEER_KEY = "peers_fault"  # the cause lies with another rank
+ABSENT_KEY = "absent"  # ranks of which there was no sign after that
+_SAME_WORDS_S = 1.0  # for the first rank of a machine to say what another one is about to say
 UNEXPECTED = 1  # Python's exit code of an exception that nothing catches
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -43,8 +44,9 @@ def guarded(work: Callable[[], int]) -> int:
     except PointsmanError as error:
         if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             traceback.print_exc()
-        print(short_message(error), file=sys.stderr, flush=True)
-        return USER_ERROR
+        if not _said_by_first_rank(error):
+            print(short_message(error), file=sys.stderr, flush=True)
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
@@ -79,43 +81,57 @@ def write_error_file(error: BaseException) -> None:
     path = os.environ.get(ERROR_FILE_VARIABLE)
     if not path or os.path.exists(path):
         return
-    trace = "".join(traceback.format_exception(error))
+    deliberate = isinstance(error, PointsmanError)
+    trace, words = "".join(traceback.format_exception(error)), message_of(error)
     now = time.time_ns()  # torch keeps whole seconds, too coarse to tell who failed first
-    code = USER_ERROR if isinstance(error, PointsmanError) else UNEXPECTED
-    extra = {"py_callstack": trace, "timestamp": str(now // 10**9), TIME_KEY: now, CODE_KEY: code}
-    message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
+    extra = {
+        "py_callstack": words if deliberate else trace,  # torchrun prints it
+        "traceback": trace,
+        "timestamp": str(now // 10**9),
+        TIME_KEY: now,
+        CODE_KEY: error.exit_code if deliberate else UNEXPECTED,
+        PEER_KEY: isinstance(error, RankLost) or is_peers_fault(words),
+        ABSENT_KEY: list(error.absent) if isinstance(error, RankLost) else [],
+    }
+    _leave(Path(path), json.dumps(redact({"message": {"message": words, "extraInfo": extra}})))
+
+
+def note_ending(reason: str | None) -> None:
+    """Tell our agent, if there is one, why a rank that ends well was stopped: torch's hears only of failures.
+
+    `reason` begins with the name of a signal; None: the rank was done.
+    """
+    if path := os.environ.get(ERROR_FILE_VARIABLE):
+        _leave(Path(path).with_name(ENDING_NOTE), reason or "")
+
+
+def _leave(path: Path, text: str) -> None:
     draft = Path(f"{path}.draft")  # the agent may look, or end this process, at any moment
     with suppress(OSError):  # losing the note must not hide the error itself
-        draft.write_text(json.dumps(redact({"message": message})))
+        draft.write_text(text)
         draft.replace(path)
 
 
-def has_launcher() -> bool:
-    """Whether torchrun or another launcher started this process; a rank that is alone has none."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
+def message_of(error: BaseException) -> str:
+    """Kind and text of an error, as a note has it."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _said_by_first_rank(error: PointsmanError) -> bool:
+    """Whether the first rank of this machine ends with the same words; it then says them for all."""
+    path, rank = os.environ.get(ERROR_FILE_VARIABLE), os.environ.get("LOCAL_RANK", "0")
+    if not path or rank == "0" or isinstance(error, RankLost):
+        return False
+    note = Path(path).parent.parent / "0" / Path(path).name
+    end = time.monotonic() + _SAME_WORDS_S
+    while not note.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    with suppress(OSError, ValueError):
+        return json.loads(note.read_text())["message"]["message"] == redact_text(message_of(error))
+    return False
 
 
 def world_from_environment() -> tuple[int, int]:
     """(world size, ranks on this node) as torchrun and DeepSpeed set them; one rank when started by hand."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return world, int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
-
-
-def die_with_launcher() -> None:
-    """`die_with_parent` for a rank that has a launcher.
-
-    The parent of a rank that is alone is the user's shell, which it must outlive under nohup, unless BOUND_VARIABLE
-    says that it was started by something that cannot leave it behind.
-    """
-    if has_launcher() or BOUND_VARIABLE in os.environ:
-        die_with_parent()
-
-
-def die_with_parent(signum: int = signal.SIGTERM) -> None:
-    """Ask the kernel for `signum` when the process that started this one ends, however it ends.
-
-    A launcher killed with SIGKILL cannot stop its ranks; left alone they would go on writing into the run's folder.
-    Linux only; elsewhere nothing happens.
-    """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)

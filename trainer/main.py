@@ -54,7 +54,7 @@ def _check_packages() -> None:
 def _train(overrides: list[str]) -> int:
     from conf.continued import compose_run, overrides_of
     from launch.memory import check_memory
-    from launch.process import noted, world_from_environment
+    from launch.process import world_from_environment
     from trainer.report.log import check_sinks
 
     cfg = compose_run(overrides, world=world_from_environment())
@@ -67,15 +67,13 @@ def _train(overrides: list[str]) -> int:
     import torch
 
     from parallel.mesh.groups import destroy_groups, init_groups
+    from trainer.run import accounted, run_training
 
     if cfg.launch.threads_per_rank:
         torch.set_num_threads(cfg.launch.threads_per_rank)
     try:
-        with noted():
-            mesh = init_groups(cfg.parallel)
-            from trainer.run import run_training
-
-            return run_training(cfg, mesh, typed)
+        with accounted():
+            return run_training(cfg, init_groups(cfg.parallel), typed)
     finally:
         destroy_groups()
 
@@ -113,9 +111,18 @@ def _prepare(cfg: RunConfig) -> None:
 
 if __name__ == "__main__":
     _check_packages()
+    from launch.ranks.bound import die_with_launcher, has_launcher, outlive_parent
+
+    bound = die_with_launcher()  # before anything that takes time: it may be gone already
     from conf.safety.streams import redact_streams
-    from launch.process import die_with_launcher
+    from launch.process import guarded
+    from launch.ranks.surroundings import settle_rank
+
+    def _begin() -> int:
+        settle_rank(sys.argv[1:])
+        if bound and not has_launcher():  # what looked like one was left over
+            outlive_parent()
+        return main()
 
     redact_streams()
-    die_with_launcher()
-    sys.exit(main())
+    sys.exit(guarded(_begin))

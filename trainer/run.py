@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf import compose
 from conf.derived.layers import is_dense
+from conf.errors import RankLost
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from data.tasks.task import task_of
-from launch.process import noted
+from launch.process import message_of, noted
 from parallel.engine.deepspeed import zero_stage
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
+from parallel.mesh.failure import told_to_peers
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
 from trainer.commands.filling import sample_lines
@@ -33,6 +35,16 @@ from trainer.resume import TrainState, changed_settings, check_same_run, check_s
 from trainer.run_dir import Ending, RunDir, discard_unstarted, open_run_dir, write_config, write_status
 from trainer.session import Session, build_session
 from trainer.signals import StopRequest
+
+
+@contextmanager
+def accounted() -> Iterator[None]:
+    """Account for an error where it is raised: to the launcher and to the other ranks.
+
+    What is closed after it may take long, and peers give up meanwhile; so this is around the work and not the closing.
+    """
+    with noted(), told_to_peers():
+        yield
 
 
 def run_training(cfg: RunConfig, mesh: Mesh, overrides: Sequence[str]) -> int:
@@ -84,27 +96,30 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
     cfg, is_main = session.cfg, session.mesh.is_main
     view = open_view(cfg.logging, is_main=is_main, total_steps=session.total_steps, start_step=state.step)
     loop = Loop(session, state, view, stop)
-    failed = True
+    failed, rank_lost = True, False
     try:
-        with noted():  # before what is closed below, which may take long, and peers give up meanwhile
+        with accounted():
             _announce(view, session, state)
             for note in session.corpus.notes:
                 view.say(f"  {note}")
             for note in notes:
                 view.say(f"  changed since the checkpoint: {note}")
             ending = loop.run()
+            if ending == "stopped":
+                stop.agree(session.mesh)
             lines = _closing(session, loop, ending)
         if is_main:  # before the log is closed, which waits a while for a network
-            write_status(session.run, ending, step=loop.state.step, reason=stop.name)
+            write_status(session.run, ending, step=loop.state.step, reason=stop.reason)
         failed = False
     except BaseException as error:
+        rank_lost = isinstance(error, RankLost)
         if is_main:
             with suppress(OSError):  # losing the note must not hide the error itself
-                write_status(session.run, "failed", step=loop.state.step, reason=f"{type(error).__name__}: {error}")
+                write_status(session.run, "failed", step=loop.state.step, reason=message_of(error))
         raise
     finally:
         view.close()
-        session.close(failed=failed)
+        session.close(failed=failed, rank_lost=rank_lost)
     if is_main:
         saved = [path.name for path in session.store.list()]
         lines += where_lines(
@@ -112,7 +127,7 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
         )
         with suppress(OSError):  # a terminal or pipe that is gone
             print("\n".join(lines), flush=True)
-    return stop.exit_code if ending == "stopped" else 0
+    return stop.exit_code
 
 
 def _checkpoint_to_continue(cfg: RunConfig, store: CheckpointStore) -> CheckpointReader | None:
@@ -127,8 +142,8 @@ def _checkpoint_to_continue(cfg: RunConfig, store: CheckpointStore) -> Checkpoin
 
 def _is_restart() -> bool:
     """Whether this run's own launcher or scheduler has started it before."""
-    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return any(count not in ("", "0") for count in counts)
+    names = ["TORCHELASTIC_RESTART_COUNT", *(["SLURM_RESTART_COUNT"] if "SLURM_JOB_ID" in os.environ else [])]
+    return any(os.environ.get(name, "0") not in ("", "0") for name in names)
 
 
 def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
@@ -177,7 +192,7 @@ def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
     if ending == "stopped" or loop.last is None:
         saved = [path.name for path in session.store.list()]
         left = f"the newest checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
-        return [f"stopped on {loop.stop.name or 'request'} after step {loop.state.step}; {left}"]
+        return [f"stopped on {loop.stop.reason} after step {loop.state.step}; {left}"]
     shuffled = evaluate(
         session.module,
         session.validation_batches(shuffled_inputs=True),

@@ -86,10 +86,10 @@ class Session:
             state.to_json(self.cfg, self.corpus.fingerprint),
         )
 
-    def close(self, *, failed: bool = False) -> None:
+    def close(self, *, failed: bool = False, rank_lost: bool = False) -> None:
         """Finish what runs in the background: the save first, since the log may wait for a network."""
         try:
-            self.store.close()
+            self.store.close(abandon=rank_lost)
         finally:
             self.log.close(failed=failed)
 

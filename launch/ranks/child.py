@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import PointsmanError
 from conf.safety.streams import redact_streams
-from launch.process import die_with_parent
+from launch.ranks.bound import die_with_parent
 
 
 class Seat(NamedTuple):
@@ -50,7 +50,7 @@ class Files:
 
 def serve(line: Connection, files: Files, environment: Mapping[str, str], preload: Sequence[str]) -> None:
     """Body of a rank's process. Exit code 1 after a call that raised: its peers then lose their connection at once."""
-    die_with_parent(signal.SIGKILL)
+    die_with_parent(os.getppid(), signal.SIGKILL)
     _redirect(files.log)
     redact_streams()
     os.environ.clear()

@@ -16,15 +16,27 @@ STALE = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
     "LOCAL_SIZE",
+    "CROSS_RANK",
+    "CROSS_SIZE",
     "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "ROLE_NAME",
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+OF_TORCHRUN = "PET_"  # torchrun takes options from variables that begin so
+
+
+def is_launchers(name: str) -> bool:
+    """Whether a launcher sets the variable `name`, for its ranks or for torchrun."""
+    return name in STALE or name.startswith(("TORCHELASTIC_", OF_TORCHRUN))
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` without what an outer launcher set, and with our packages found first."""
-    env = {n: v for n, v in environment.items() if n not in STALE and not n.startswith("TORCHELASTIC_")}
+    env = {n: v for n, v in environment.items() if not is_launchers(n)}
     env["PYTHONSAFEPATH"] = "1"  # a folder `data` or `model` in the working directory must not hide our packages
     if (search := module_search_path(environment.get("PYTHONPATH", ""))) is not None:
         env["PYTHONPATH"] = search

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.errors import RanksFailed
+from conf.errors import RanksFailed, is_peers_fault
 from launch.ranks.child import Answer
 from launch.ranks.rank import Rank, Start, call, gather, stacks
 from launch.ranks.server import start_server
@@ -65,7 +65,8 @@ class RankPool:
         silent = [rank for rank in ranks if rank.number not in answers]
         failures = {number: answer for number, answer in answers.items() if answer.failure}
         if failures or silent:
-            text = _told(failures, silent) if failures else _told_hang(silent, timeout_s)
+            lost = all(is_peers_fault(answer.failure) for answer in failures.values())
+            text = _told_hang(silent, timeout_s, failures) if silent and lost else _told(failures, silent)
             self._stop()
             raise RanksFailed(text)
         return [answers[rank.number].value for rank in ranks]
@@ -80,21 +81,26 @@ def _told(failures: Mapping[int, Answer], silent: Sequence[Rank]) -> str:
     """The first failure with its last lines, then what happened to the others."""
 
     def order(number: int) -> tuple[bool, int]:
-        said = failures[number].failure  # a rank whose connection broke is as a rule the second to fail
-        return "gloo" in said or "onnection closed" in said, failures[number].at
+        return is_peers_fault(failures[number].failure), failures[number].at
 
     first, *rest = sorted(failures, key=order)
     lines = [f"rank {first} {failures[first].failure}", *failures[first].detail.splitlines()[-_DETAIL_LINES:]]
-    lines += [f"rank {number} {failures[number].failure.splitlines()[0]}" for number in rest]
+    lines += _lines(failures, rest)
     if silent:
         lines.append(f"{_names(silent)} did not answer any more")
     return "\n".join(lines)
 
 
-def _told_hang(silent: Sequence[Rank], timeout_s: float) -> str:
+def _told_hang(silent: Sequence[Rank], timeout_s: float, failures: Mapping[int, Answer]) -> str:
+    """The ranks that did not answer, and what became of those that waited for them."""
     frames = [line for line in stacks(silent)[0].splitlines() if "File" in line][:_STACK_LINES]
-    head = f"{_names(silent)} hung: no answer after {timeout_s:.0f} s; rank {silent[0].number} was at"
-    return "\n".join([head, *frames])
+    patience = "the others waited in vain" if failures else f"no answer after {timeout_s:.0f} s"
+    head = f"{_names(silent)} hung: {patience}; rank {silent[0].number} was at"
+    return "\n".join([head, *frames, *_lines(failures, sorted(failures))])
+
+
+def _lines(failures: Mapping[int, Answer], numbers: Sequence[int]) -> list[str]:
+    return [f"rank {number} {failures[number].failure.splitlines()[0]}" for number in numbers]
 
 
 def _names(ranks: Sequence[Rank]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from conf.errors import RankDisagreement, SetupError
@@ -25,7 +25,7 @@ def agree(name: str, value: Any, mesh: Mesh) -> None:
     for rank, held in zip(mesh.control.ranks, values, strict=True):
         holders.setdefault(repr(held), []).append(rank)
     if len(holders) > 1:
-        told = "; ".join(f"{held} on {_ranks(ranks)}" for held, ranks in holders.items())
+        told = "; ".join(f"{held} on {ranks_named(ranks)}" for held, ranks in holders.items())
         raise RankDisagreement(f"{name}: ranks disagree: {told}")
 
 
@@ -42,6 +42,7 @@ def on_main(act: Callable[[], None], mesh: Mesh) -> None:
         raise SetupError(f"{error}; needs a writable folder with room on the disk; try runs_dir=FOLDER")
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_named(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0, 2`, of many the first eight."""
     shown = ", ".join(str(rank) for rank in ranks[:8]) + (", .." if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

@@ -6,8 +6,10 @@ size is planned in one process.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,15 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from conf.derived.topology import AxisName, Topology
-from conf.errors import SetupError
+from conf.errors import RankLost, SetupError
 from conf.schema import ParallelConfig
 from parallel.mesh.axes import Axis, Mesh, single_process
 from parallel.mesh.collectives import forget_agreements
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+logger = logging.getLogger(__name__)
+_SAY_AFTER_S = 30.0
 
 
 def init_groups(
@@ -111,7 +118,33 @@ def _init_default(wanted: str | None, timeout_s: float, **where: Any) -> None:
                 + "parallel.backend=gloo"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **where)
+    timeout = timedelta(seconds=timeout_s)
+    if where:
+        dist.init_process_group(backend, timeout=timeout, **where)
+    elif os.environ["WORLD_SIZE"] == "1":  # needs no meeting, so no address can be wrong
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    else:
+        with _patience(timeout_s):
+            dist.init_process_group(backend, timeout=timeout)
+
+
+@contextmanager
+def _patience(timeout_s: float) -> Iterator[None]:
+    """Say where ranks meet when it takes long, and what was awaited when they have not met in time."""
+    rank, world, host, port = map(os.environ.get, ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    text = f"rank {rank} waits for all {world} ranks to meet at {host}:{port}"
+    waiting = threading.Timer(_SAY_AFTER_S, logger.warning, (text,))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    except dist.DistError as error:
+        raise RankLost(
+            f"the {world} ranks did not meet at {host}:{port} (MASTER_ADDR:MASTER_PORT) within {timeout_s:g} s "
+            f"(parallel.timeout_s): {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        waiting.cancel()
 
 
 def _build(topology: Topology, rank: int, backend: str, timeout_s: float) -> Mesh:

@@ -16,11 +16,18 @@ from typing import Any
 import pytest
 
 from launch.local import LOG_DIR_VARIABLE, free_port, plan
-from launch.process import BOUND_VARIABLE
+from launch.ranks.bound import BOUND_VARIABLE
 from tests.launch.test_torchrun import launch
 
 STANDIN = "tests.launch.standin"
 OUTER = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
+
+
+# What `pointsman train` does to become its launcher.
+BECOME = (
+    "import os, sys; from launch.ranks.bound import end_with_starter; "
+    "end_with_starter(); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 def start(tmp_path: Path, *words: str, stdout: Any = subprocess.PIPE, **changes: Any) -> subprocess.Popen[str]:
@@ -78,14 +85,15 @@ def test_two_ranks_meet_and_only_rank_0_speaks_on_the_terminal(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nproc", "bound"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(("nproc", "bound"), [(1, False), (1, True), (2, False), (2, True)])
 def test_a_run_under_nohup_outlives_the_shell_it_was_started_from(tmp_path: Path, nproc: int, bound: bool) -> None:
     """But not what started it with the wish that it should not."""
-    outer = {**OUTER, BOUND_VARIABLE: "1"} if bound else OUTER
     words = [f"out={tmp_path}", "act=wait"]
-    planned = plan(launch(nproc=nproc), words, run_name="run", environment=outer, module=STANDIN)
+    planned = plan(launch(nproc=nproc), words, run_name="run", environment=OUTER, module=STANDIN)
+    command = f"{sys.executable} -c '{BECOME}' {planned}"
+    wish = f"export {BOUND_VARIABLE}=$$\n" if bound else ""
     (tmp_path / "go").write_text(
-        f"nohup {planned} > nohup.out 2>&1 & echo $!\nwhile [ ! -e end ]; do sleep 0.1; done\n"
+        f"{wish}nohup {command} > nohup.out 2>&1 & echo $!\nwhile [ ! -e end ]; do sleep 0.1; done\n"
     )
     shell = subprocess.Popen(["sh", "go"], env=planned.environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert shell.stdout is not None
@@ -156,14 +164,46 @@ def test_signal_reaches_every_rank_and_all_end(tmp_path: Path, signum: signal.Si
 
 
 @pytest.mark.slow
-def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
-    process = start(tmp_path, "act=wait", nproc=2)
-    wait_for(tmp_path / "rank-0.json")
-    wait_for(tmp_path / "rank-1.json")
-    process.kill()
-    process.wait()
-    for rank in (0, 1):
-        wait_for(tmp_path / f"stopped-{rank}", seconds=10)
+def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
+    process = start(tmp_path, "act=hang:1", nproc=2)
+    errors = finish(process)
+    assert process.returncode == 1, errors
+    assert "rank 0 ended after that: exit code 1" in errors
+    assert "rank 1 failed: hung, and the others waited for it in vain; killed by SIGKILL" in errors
+    assert "error: rank 1 no longer answers" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named_and_the_other_says_a_line(tmp_path: Path) -> None:
+    process = start(tmp_path, "act=die:1", nproc=2)
+    errors = finish(process)
+    assert process.returncode == 137, errors
+    first, *others = errors.splitlines()
+    assert first.startswith("error: rank 1 no longer answers: ")
+    assert others[0] == "rank 0 ended after that: exit code 1"
+    assert others[2:] == ["rank 1 failed: killed by SIGKILL"]
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_said_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "act=fail:all", nproc=2)
+    errors = finish(process)
+    assert process.returncode == 2
+    assert errors.count("train.steps: got -1") == 1
+    assert errors.splitlines()[-1] == "ranks 0, 1 failed: exit code 2"
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_said_once_below_torchrun(tmp_path: Path) -> None:
+    """Before its own report, which has the words of every rank."""
+    env = plan(launch(), [], run_name=None, environment=OUTER).environment
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", STANDIN]
+    done = subprocess.run(
+        [*command, f"out={tmp_path}", "act=fail:all"], env=env, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: train.steps: got -1") == 1
 
 
 @pytest.mark.slow

@@ -26,11 +26,16 @@ def test_a_restart_goes_on_where_a_second_start_is_refused(variable, monkeypatch
 
     store = SimpleNamespace(require_empty=refuse, latest_valid=lambda: None)
     cfg = compose(["train.resume=never"])
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(variable, "0")
     with pytest.raises(ConfigError):
         _checkpoint_to_continue(cfg, store)
     monkeypatch.setenv(variable, "1")
     assert _checkpoint_to_continue(cfg, store) is None
+    if variable.startswith("SLURM"):
+        monkeypatch.delenv("SLURM_JOB_ID")  # the count was left behind: this is no job
+        with pytest.raises(ConfigError):
+            _checkpoint_to_continue(cfg, store)
 
 
 def test_ranks_that_may_be_restarted_need_a_name(monkeypatch, capsys):

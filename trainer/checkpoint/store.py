@@ -178,8 +178,13 @@ class CheckpointStore:
             raise self._newest.error
         return self._newest
 
-    def close(self) -> None:
-        """Wait for the save under way and let other jobs have the directory. A failure was or will be logged."""
+    def close(self, *, abandon: bool = False) -> None:
+        """Wait for the save under way and let other jobs have the directory. A failure was or will be logged.
+
+        `abandon`: a rank that the save waits for is lost, and so is the save; the next start removes its files.
+        """
+        if abandon:
+            self._thread = None
         self._join()
         if self._lock is not None:
             self._lock.release()

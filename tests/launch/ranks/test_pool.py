@@ -28,10 +28,12 @@ def trouble(seat, kind):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "exit":
             os._exit(7)
-        if kind == "hang":
+        if kind in ("hang", "stall"):
             time.sleep(600)
         if kind == "travel":
             return lambda: None
+    if kind == "stall":
+        raise RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5000ms for recv operation")
     if kind not in ("hang", "travel"):
         time.sleep(1)
         raise RuntimeError("lost rank 1")
@@ -59,6 +61,7 @@ def test_values_come_in_order_of_ranks_from_the_same_processes(pool):
         ("kill", "rank 1 was killed by SIGKILL"),
         ("exit", "rank 1 ended with exit code 7"),
         ("hang", "rank 1 hung: no answer after 1 s; rank 1 was at"),
+        ("stall", "rank 1 hung: the others waited in vain; rank 1 was at"),
         ("travel", "rank 1 raised"),
     ],
 )
@@ -67,9 +70,11 @@ def test_what_failed_first_is_named_first_and_the_next_call_runs(pool, kind, tol
         pool.run(trouble, kind, timeout_s=1 if kind == "hang" else 30)
     lines = str(failed.value).splitlines()
     assert lines[0].startswith(told)
-    if kind in ("raise", "hang"):
+    if kind in ("raise", "hang", "stall"):
         assert any("in trouble" in line for line in lines), "where it was"
-    if kind not in ("hang", "travel"):
+    if kind == "stall":
+        assert any(line.startswith("rank 0 raised RuntimeError: [/x/gloo") for line in lines)
+    elif kind not in ("hang", "travel"):
         assert [line for line in lines if "lost rank 1" in line], lines
     assert [each[2] for each in pool.run(place, "again")] == ["again"] * 3
 
