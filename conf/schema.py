@@ -20,6 +20,7 @@ RouterPrecision = Literal["fp32", "activation"]
 CompileMode = Literal["off", "blocks", "model"]
 Ffn = Literal["relu", "gelu", "gated_gelu"]
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
+WarmupShape = Literal["linear", "flat"]
 Precision = Literal["bf16", "fp32"]
 LogitScale = Literal["width", "one"]
 BadRowsName = Literal["refuse", "skip"]
@@ -98,7 +99,9 @@ class RawDataConfig:
     tokenizer: str | None  # sentencepiece .model file; None: trained once on the training text and cached
     tokenizer_vocab: int  # pieces of a tokenizer trained here, without sentinels
     tokenizer_lines: int  # sampled lines it is trained on
-    sentinels: int  # <extra_id_0> .. ; ids count down from the end of the vocabulary
+    character_coverage: float  # share of a trained tokenizer's text whose characters it knows; 1: all of them
+    byte_fallback: bool  # a trained tokenizer spells unknown characters in bytes: 256 of its pieces
+    sentinels: int  # <extra_id_0>, .. behind the pieces; their number, or 0, for a tokenizer that has its own
     encoder_length: int  # tokens after corruption, with EOS
     decoder_length: int | None  # None: what encoder_length implies (T5: 512 -> 114)
     task: str  # what windows of text become; a row of conf.tasks.table
@@ -142,9 +145,10 @@ class OptimConfig:
 class RawScheduleConfig:
     """Learning rate as a function of the step."""
 
-    name: ScheduleName  # shape after a linear warm-up; wsd: warm-up, stable, decay
+    name: ScheduleName  # shape after the warm-up; wsd: warm-up, stable, decay
     lr: float  # peak; for rsqrt the value at the end of warm-up
     warmup_steps: int | None  # None: a tenth of the run, 10,000 at most
+    warmup_shape: WarmupShape  # linear: from 0 to lr; flat: lr from the first step on, as T5's
     min_lr_ratio: float  # floor of cosine, linear and wsd, as a share of lr
     decay_fraction: float  # wsd: share of all steps spent decaying at the end
 

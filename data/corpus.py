@@ -12,10 +12,11 @@ import numpy as np
 from conf.errors import ConfigError, DataError
 from conf.schema import RunConfig
 from conf.sources import SOURCES
-from conf.tasks.table import window_lengths
+from conf.tasks.table import check_sentinels, window_lengths
 from data.batch import IntArray
 from data.prepare import check_folders, prepare_finite
 from data.shards.shards import TOKENIZER_NAME, ShardIndex, ShardReader, read_index
+from data.shards.unknown import unknown_note, unknown_tokens_note
 from data.sources.finite import SPLITS, Split
 from data.streams.held_out import stream_validation
 from data.streams.stream import lane_windows, stream_fingerprint
@@ -96,7 +97,7 @@ class Corpus:
         EOS and padding are left out, since their places are predictable. NaN when there is no text token. For streams
         the frequencies are those of the first windows of the first lane.
         """
-        text = targets[text_kind(self.tokenizer.pieces).mask(targets)]
+        text = targets[text_kind(self.tokenizer.vocabulary).mask(targets)]
         if text.size == 0:
             return math.nan
         counts = self._train_counts.astype(np.float64) + 1.0
@@ -124,7 +125,7 @@ def open_corpus(cfg: RunConfig) -> Corpus:
     """
     kind = SOURCES[cfg.data.source].kind
     if kind == "stream":
-        corpus = Corpus(cfg, stream_tokenizer(cfg.data), (), data_fingerprint=stream_fingerprint(cfg.data))
+        corpus = _open_stream(cfg)
     elif kind == "shards":
         corpus = _open_shards(cfg)
     else:
@@ -133,6 +134,14 @@ def open_corpus(cfg: RunConfig) -> Corpus:
         corpus = Corpus(cfg, prepared.tokenizer, folders, data_fingerprint=fingerprint, notes=prepared.notes)
     _check_sizes(corpus)
     return corpus
+
+
+def _open_stream(cfg: RunConfig) -> Corpus:
+    tokenizer = stream_tokenizer(cfg.data)
+    held_out = stream_validation(cfg, tokenizer)
+    note = unknown_tokens_note(np.concatenate(held_out), cfg.data) if held_out else None
+    notes = (note,) if note else ()
+    return Corpus(cfg, tokenizer, (), data_fingerprint=stream_fingerprint(cfg.data), notes=notes)
 
 
 def _open_shards(cfg: RunConfig) -> Corpus:
@@ -149,7 +158,9 @@ def _open_shards(cfg: RunConfig) -> Corpus:
                 f"{folder}: its shards were made with tokenizer {index.tokenizer[:12]}, this run has "
                 f"{tokenizer.fingerprint[:12]} ({path}); {fix}"
             )
-    return Corpus(cfg, tokenizer, folders, data_fingerprint=_fingerprint(folders))
+    found = (unknown_note(read_index(folder), cfg.data) for folder in folders)
+    notes = tuple(f"{folder}: {note}" for folder, note in zip(folders, found, strict=True) if note)
+    return Corpus(cfg, tokenizer, folders, data_fingerprint=_fingerprint(folders), notes=notes)
 
 
 def _fingerprint(folders: Sequence[Path]) -> str:
@@ -162,9 +173,12 @@ def _check_sizes(corpus: Corpus) -> None:
         raise ConfigError(
             "model.vocab_size",
             got=cfg.model.vocab_size,
-            needs=f"at least the tokenizer's {tokenizer.pieces} pieces and {tokenizer.sentinels} sentinels",
+            needs=f"at least {tokenizer.size}: the tokenizer's {tokenizer.pieces} pieces and "
+            f"{tokenizer.size - tokenizer.pieces} sentinels beside them",
             hint=f"model.vocab_size={tokenizer.size}",
         )
+    for problem in check_sentinels(cfg.data, tokenizer.sentinels):
+        raise problem
     for split in SPLITS:
         if corpus.windows(split) == 0 and not (corpus.streams and cfg.train.eval_batches == 0):
             raise DataError(

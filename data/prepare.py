@@ -31,6 +31,7 @@ from data.shards.shards import (
     token_dtype,
     write_index,
 )
+from data.shards.unknown import unknown_note
 from data.shards.verify import Fault, find_faults, require_whole
 from data.sources.finite import SPLITS, FiniteSource, cache_folder
 from data.sources.texts import skipped_note
@@ -84,8 +85,10 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = s
                 leftover.unlink(missing_ok=True)
             _write_shards(folder, source, scan, tokenizer, data.prepare_workers, progress)
             require_whole(folder, read_index(folder), data, progress)
-    notes = (skipped_note(scan.bad_rows, scan.first_bad_row),) if scan.bad_rows else ()
-    return Prepared(folder, tokenizer, notes)
+    notes = [skipped_note(scan.bad_rows, scan.first_bad_row)] if scan.bad_rows else []
+    if unknown := unknown_note(read_index(folder), data):
+        notes.append(unknown)
+    return Prepared(folder, tokenizer, tuple(notes))
 
 
 def check_folders(data: DataConfig, *, progress: Progress = silent) -> tuple[Path, ...]:
@@ -113,7 +116,7 @@ def _is_complete(
             raise DataError(f"{error}, into another directory or after deleting {path}") from error
         set_aside(path, "its content is not what was written")
         return False
-    if (index.source, index.tokenizer) != (scan.fingerprint, tokenizer.fingerprint):
+    if (index.format, index.source, index.tokenizer) != (FORMAT, scan.fingerprint, tokenizer.fingerprint):
         path.unlink()  # the text or the tokenizer changed: only shards of equal text are kept
         return False
     faults = find_faults(folder, index, data, progress)

@@ -139,7 +139,7 @@ def _make(
     corpus: Corpus, share: Share, step: int, epoch: float, rows: IntArray, windows: Windows, keys: NDArray[np.int64]
 ) -> Rows:
     data = corpus.cfg.data
-    inputs_NL, targets_NT = task_of(data).make(windows, keys, data, corpus.tokenizer.size)
+    inputs_NL, targets_NT = task_of(data).make(windows, keys, data, corpus.tokenizer.vocabulary)
     if share.shuffled_inputs:
         inputs_NL = _shuffle(inputs_NL, keys, data.seed)
     return Rows(step, epoch, rows, inputs_NL, targets_NT)

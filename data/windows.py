@@ -1,8 +1,9 @@
 """Windows of tokens addressed by number over memory-mapped shards.
 
-concat (T5): the documents of a split run together without separators and are cut every `raw` tokens; the last window of
-the split, if it is not full, is left out unless it is the only one. document: every document is cut on its own and its
-last window may be short; documents shorter than two tokens have nothing to corrupt and are skipped (and counted).
+concat: the documents of a split run together without separators and are cut every `raw` tokens; the last window of the
+split, if it is not full, is left out unless it is the only one. (T5 does so with 128 documents at a time.) document:
+every document is cut on its own and its last window may be short; documents shorter than two tokens have nothing to
+corrupt and are skipped (and counted).
 """
 
 from __future__ import annotations

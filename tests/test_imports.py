@@ -35,7 +35,8 @@ ONLY_IN = {
     "hydra": ("conf/",),
     "wandb": ("trainer/report/",),
     "datasets": ("data/",),
-    "sentencepiece": ("data/",),
+    "sentencepiece": ("data/text/",),
+    "tokenizers": ("data/text/tokenizer_json.py",),
 }
 COLLECTIVES = {
     "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object", "all_gather_single",

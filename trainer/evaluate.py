@@ -49,7 +49,7 @@ def evaluate(
 def unigram_nats(corpus: Corpus, batches: Iterable[StepBatch], mesh: Mesh) -> float:
     """Unigram cross-entropy (nats) of the text tokens of every rank's `batches` together; the same on all ranks."""
     targets = np.concatenate([micro.targets_BT for batch in batches for micro in batch.micro])
-    count = int(text_kind(corpus.tokenizer.pieces).mask(targets).sum())
+    count = int(text_kind(corpus.tokenizer.vocabulary).mask(targets).sum())
     nats = corpus.unigram_nats(targets) * count if count else 0.0
     # Tensor ranks hold the same tokens: both sums grow alike, and their ratio stays.
     total, tokens = collectives.all_reduce(torch.tensor([nats, count], dtype=torch.float64), mesh.control).tolist()

@@ -21,7 +21,7 @@ from parallel.mesh.consensus import on_main
 from parallel.mesh.failure import told_to_peers
 from trainer.checkpoint.reader import CheckpointReader, check_fingerprints
 from trainer.checkpoint.store import CheckpointStore
-from trainer.commands.filling import sample_lines
+from trainer.commands.filling import held_out_example, sample_lines
 from trainer.device import make_repeatable
 from trainer.evaluate import evaluate, unigram_nats
 from trainer.loading import locate
@@ -122,9 +122,8 @@ def _train(session: Session, state: TrainState, notes: list[str], stop: StopRequ
         session.close(failed=failed, rank_lost=rank_lost)
     if is_main:
         saved = [path.name for path in session.store.list()]
-        lines += where_lines(
-            session.run, session.log.where(), checkpoints=saved, command=task_of(session.cfg.data).command
-        )
+        command = (*task_of(session.cfg.data).command, held_out_example(session))
+        lines += where_lines(session.run, session.log.where(), checkpoints=saved, command=command)
         with suppress(OSError):  # a terminal or pipe that is gone
             print("\n".join(lines), flush=True)
     return stop.exit_code

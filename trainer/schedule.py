@@ -1,8 +1,8 @@
 """The learning rate as a function of the step.
 
 Steps count from 1: the rate at step s is the one of the s-th optimizer update. Linear warm-up reaches `lr` at step
-`warmup_steps` and is above 0 at step 1; every schedule is continuous there. At and after the last step the decaying
-schedules stay at their floor, `min_lr_ratio * lr`.
+`warmup_steps` and is above 0 at step 1; flat warm-up is at `lr` all the time. Every schedule is continuous there. At
+and after the last step the decaying schedules stay at their floor, `min_lr_ratio * lr`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ def learning_rate(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
     """Rate of update `step` (from 1) of a run of `total_steps`."""
     assert step >= 1, f"steps count from 1, got {step}"
     warmup = cfg.warmup_steps
-    if step < warmup:
+    if step < warmup and cfg.warmup_shape == "linear":
         return cfg.lr * step / warmup
-    return cfg.lr * _SHAPES[cfg.name](cfg, step, total_steps)
+    return cfg.lr * _SHAPES[cfg.name](cfg, max(step, warmup), total_steps)
 
 
 def _rsqrt(cfg: ScheduleConfig, step: int, total_steps: int) -> float:
-    # T5 holds 1/sqrt(warmup) and then follows 1/sqrt(step); scaled here so that the value at the end of warm-up is lr
+    # scaled so that the value at the end of warm-up is lr; with lr = 1 / sqrt(warmup) it is 1 / sqrt(step)
     return math.sqrt(max(cfg.warmup_steps, 1) / step)
 
 

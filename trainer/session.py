@@ -51,7 +51,7 @@ class Session:
     def new_meter(self) -> Meter:
         """A meter for one step or one evaluation."""
         return Meter(
-            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.pieces),
+            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.vocabulary),
             layer_names=layer_names(self.cfg),
         )
 

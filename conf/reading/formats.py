@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 6
+FORMAT = 7
 KEY = "format"  # of the number in a written configuration
 
 
@@ -50,6 +50,9 @@ ADDED = (
     Added(3, "data.bad_rows", "refuse"),
     Added(5, "data.task", "span_corruption"),
     Added(6, "train.compile", "off"),
+    Added(7, "data.character_coverage", 0.9995),
+    Added(7, "data.byte_fallback", False),
+    Added(7, "schedule.warmup_shape", "linear"),
 )
 
 

@@ -9,19 +9,23 @@ from conf.errors import ConfigError
 from conf.rules.ranges import at_least, divisors, listed, nearest, one_of, share
 from conf.schema import RawDataConfig, RunConfig
 from conf.sources import PLACES, SOURCES
-from conf.tasks.table import TASKS, window_lengths
+from conf.tasks.table import TASKS, check_sentinels, window_lengths
 
 Problems = Iterator[ConfigError]
+LEAST_COVERAGE = 0.98  # of data.character_coverage
+SPECIAL_PIECES, BYTES = 5, 256  # of a tokenizer trained here: padding, EOS, unknown, line feed, tab; and with fallback
 
 
 def check_data(data: RawDataConfig) -> Problems:
     """Ranges of single fields, and that the chosen source is told where its text is."""
-    for name in ("stream_lanes", "stream_window", "tokenizer_vocab", "tokenizer_lines", "sentinels", "prepare_workers"):
+    for name in ("stream_lanes", "stream_window", "tokenizer_lines", "prepare_workers"):
         yield from at_least(f"data.{name}", getattr(data, name), 1)
+    least = SPECIAL_PIECES + BYTES * data.byte_fallback + 1
+    yield from at_least("data.tokenizer_vocab", data.tokenizer_vocab, least)
     yield from at_least("data.encoder_length", data.encoder_length, 4)
     if data.decoder_length is not None:
         yield from at_least("data.decoder_length", data.decoder_length, 2)
-    for name in ("seed", "workers"):
+    for name in ("seed", "workers", "sentinels"):
         yield from at_least(f"data.{name}", getattr(data, name), 0)
     yield from share("data.validation_fraction", data.validation_fraction, 0.02)
     if not 0 < data.noise_density <= 0.9:
@@ -34,6 +38,13 @@ def check_data(data: RawDataConfig) -> Problems:
         )
     if not data.cache_dir:
         yield ConfigError("data.cache_dir", got="", needs="a folder", hint="data.cache_dir=cache")
+    if not LEAST_COVERAGE <= data.character_coverage <= 1:
+        yield ConfigError(
+            "data.character_coverage",
+            got=data.character_coverage,
+            needs=f"a number in [{LEAST_COVERAGE}, 1], which is what sentencepiece takes",
+            hint="data.character_coverage=0.9995",
+        )
     yield from one_of("data.task", data.task, TASKS)
     yield from _check_source(data)
 
@@ -68,6 +79,9 @@ def check_task(cfg: RunConfig) -> Problems:
             hint=f"data.decoder_length={lengths.targets}",
         )
     yield from TASKS[data.task].check(data)
+    may_have_own = data.tokenizer is not None or SOURCES[data.source].kind == "shards"
+    if data.sentinels or not may_have_own:  # else told when the tokenizer is read
+        yield from check_sentinels(data, data.sentinels)
 
 
 def check_vocabulary(cfg: RunConfig) -> Problems:

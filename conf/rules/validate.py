@@ -78,7 +78,7 @@ def check_sparse(cfg: RunConfig, raw: RawRunConfig) -> Problems:
 def check_schedule(cfg: RunConfig) -> Problems:
     """Warm-up fits the run, the ends that schedules need exist, the optimizer has what it is asked for."""
     steps, schedule = cfg.train.steps, cfg.schedule
-    if steps is not None and schedule.warmup_steps > steps:
+    if steps is not None and schedule.warmup_steps > steps and schedule.warmup_shape == "linear":
         yield ConfigError(
             "schedule.warmup_steps",
             got=schedule.warmup_steps,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data.batch import UNK_ID
 from data.shards.shards import ShardInfo, finished_shard, text_sha256, token_dtype, write_shard
 from data.sources.finite import SPLITS, FiniteSource, Split
 from data.text.tokenizer import Tokenizer
@@ -48,5 +50,9 @@ def tokenize_block(folder: str, block: Block, model: bytes) -> ShardInfo:
         return done
     ids: list[list[int]] = []
     for start in range(0, len(block.texts), _BATCH_DOCUMENTS):
-        ids += tokenizer.encode_batch(block.texts[start : start + _BATCH_DOCUMENTS])
-    return write_shard(Path(folder), name, block.split, ids, pieces=tokenizer.pieces, text=block.texts)
+        ids += tokenizer.encode_documents(block.texts[start : start + _BATCH_DOCUMENTS])
+    unknown: Counter[str] = Counter()
+    for text, tokens in zip(block.texts, ids, strict=True):
+        if UNK_ID in tokens:
+            unknown += tokenizer.unknown_characters(text)
+    return write_shard(Path(folder), name, block.split, ids, pieces=tokenizer.pieces, text=block.texts, unknown=unknown)

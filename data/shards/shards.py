@@ -7,6 +7,7 @@ A directory holds `index.json`, `tokenizer.model` and for each shard `NAME.token
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,12 +22,13 @@ from conf.sources import SHARDS_INDEX
 from data.files import sha256_bytes, sha256_file, write_atomic
 from data.sources.finite import Split
 
-FORMAT = 2
-_READABLE = (1, 2)  # 1: without a checksum of the index itself
+FORMAT = 3
+_READABLE = (1, 2, 3)  # 1: without a checksum of the index itself; 1, 2: characters were not counted
 INDEX_NAME = SHARDS_INDEX
 OFFSETS = "<i8"
 TOKENIZER_NAME = "tokenizer.model"
 _CHECKSUM = "sha256"  # of the other fields of the index
+SAMPLE = 8  # characters that are named where some are unknown
 _AGAIN = "restore it, or run `pointsman prepare` again"
 _Record = TypeVar("_Record")
 
@@ -43,6 +45,9 @@ class ShardInfo:
     text_sha256: str
     tokens_sha256: str
     offsets_sha256: str
+    characters: int  # of the text
+    unknown: int  # of these that the tokenizer does not know
+    unknown_sample: str  # the most frequent of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,9 +98,19 @@ def token_dtype(pieces: int) -> Literal["uint16", "uint32"]:
 
 
 def write_shard(
-    folder: Path, name: str, split: Split, documents: Sequence[Sequence[int]], *, pieces: int, text: Sequence[str]
+    folder: Path,
+    name: str,
+    split: Split,
+    documents: Sequence[Sequence[int]],
+    *,
+    pieces: int,
+    text: Sequence[str],
+    unknown: Counter[str],
 ) -> ShardInfo:
-    """Write one shard of tokenised `documents` made from `text`; the last file renamed into place commits it."""
+    """Write one shard of tokenised `documents` made from `text`; the last file renamed into place commits it.
+
+    `unknown`: the characters of `text` that the tokenizer does not know.
+    """
     lengths = np.fromiter((len(document) for document in documents), dtype=np.int64, count=len(documents))
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     tokens = np.empty(int(offsets[-1]), dtype=token_dtype(pieces))
@@ -111,6 +126,9 @@ def write_shard(
         text_sha256=text_sha256(text),
         tokens_sha256=sha256_bytes(token_bytes),
         offsets_sha256=sha256_bytes(offset_bytes),
+        characters=sum(len(document) for document in text),
+        unknown=unknown.total(),
+        unknown_sample="".join(character for character, _ in unknown.most_common(SAMPLE)),
     )
     write_atomic(folder / f"{name}.tokens", token_bytes)
     write_atomic(folder / f"{name}.offsets", offset_bytes)
@@ -161,6 +179,9 @@ def read_index(folder: Path) -> ShardIndex:
     shards, counts = raw.get("shards"), raw.get("train_counts")
     if not isinstance(shards, list) or not isinstance(counts, list) or raw.get("dtype") not in ("uint16", "uint32"):
         raise DataError(f"{path}: its shards, counts or dtype are of no known kind; {_AGAIN}")
+    if raw["format"] < FORMAT:
+        uncounted = {"characters": 0, "unknown": 0, "unknown_sample": ""}
+        shards = [{**uncounted, **shard} if isinstance(shard, dict) else shard for shard in shards]
     raw["shards"] = tuple(_build(ShardInfo, shard, path) for shard in shards)
     raw["train_counts"] = tuple(counts)
     return _build(ShardIndex, raw, path)

@@ -128,7 +128,7 @@ class _Packer:
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     while batch := list(islice(texts, _BATCH_DOCUMENTS)):
-        yield from tokenizer.encode_batch(batch)
+        yield from tokenizer.encode_documents(batch)
 
 
 def _training_texts(stream: Any, data: DataConfig, bad: BadRows, *, lane: int, lanes: int) -> Iterator[str]:

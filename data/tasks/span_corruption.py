@@ -1,4 +1,4 @@
-"""T5 span corruption (arXiv 1910.10683, section 3.1.4) as a pure function of tokens and a key, over a batch.
+"""T5's span corruption (arXiv 1910.10683, section 3.1.4) as a pure function of tokens and a key, over a batch.
 
 Follows `random_spans_noise_mask`, `noise_span_to_unique_sentinel` and `nonnoise_span_to_unique_sentinel` of the T5
 reference: lengths of noise and non-noise spans are uniform compositions, spans alternate beginning with non-noise, the
@@ -9,6 +9,7 @@ Shape suffixes: B windows, R raw tokens of a window, S spans, L encoder length, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.schema import DataConfig
-from conf.tasks.span_corruption import corrupted_lengths
+from conf.tasks.span_corruption import span_counts
 from data.batch import EOS_ID, PAD_ID, BoolArray, IntArray
-from data.tasks.task import Pairs, Sample, Task, TokenKind, clip
+from data.tasks.task import Pairs, Sample, Task, TokenKind, clip, kind_of
 from data.text.tokenizer import Tokenizer
+from data.text.vocabulary import Vocabulary
+
+_SHOWN = 4  # spans of a window, at the end of a run
+_SIDE = 30  # characters beside the mask of an example
+_NEXT_MASK = re.compile("<extra_id_")
 
 
 class SpanSettings(NamedTuple):
@@ -29,27 +35,8 @@ class SpanSettings(NamedTuple):
     mean_span_length: float
     encoder_length: int
     decoder_length: int
-    vocab_size: int  # of the tokenizer, with sentinels: <extra_id_0> is vocab_size - 1
+    sentinels: Sequence[int]  # id of <extra_id_k> at k
     seed: int
-
-
-class SpanCounts(NamedTuple):
-    """Noise tokens and noise spans of a window."""
-
-    noise: int
-    spans: int
-
-
-def span_counts(raw: int, noise_density: float, mean_span_length: float) -> SpanCounts:
-    """How many of `raw` tokens are noise and in how many spans; agrees with `conf.tasks.span_corruption`.
-
-    One token alone cannot be both noise and context: it stays in the inputs, as in the reference.
-    """
-    if raw == 1:
-        return SpanCounts(0, 0)
-    lengths = corrupted_lengths(raw, noise_density, mean_span_length)
-    noise = (raw + lengths.targets - lengths.inputs) // 2
-    return SpanCounts(noise, min(lengths.targets - noise - 1, noise, raw - noise))
 
 
 def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], settings: SpanSettings) -> Pairs:
@@ -67,8 +54,8 @@ def corrupt(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], set
             continue
         tokens_BR = np.stack([windows[row] for row in rows.tolist()]).astype(np.int64)
         mask_BR = noise_mask(int(raw), keys[rows], settings)
-        inputs = _mark_spans(tokens_BR, mask_BR, settings.vocab_size)
-        targets = _mark_spans(tokens_BR, ~mask_BR, settings.vocab_size)
+        inputs = _mark_spans(tokens_BR, mask_BR, settings.sentinels)
+        targets = _mark_spans(tokens_BR, ~mask_BR, settings.sentinels)
         inputs_BL[rows, : inputs.shape[1]] = inputs
         targets_BT[rows, : targets.shape[1]] = targets
     return Pairs(inputs_BL, targets_BT)
@@ -106,14 +93,15 @@ def _segment_lengths(items: int, segments: int, draws: NDArray[np.uint64]) -> In
     return np.diff(np.concatenate([cuts, ends], axis=1), axis=1, prepend=0)
 
 
-def _mark_spans(tokens_BR: IntArray, mask_BR: BoolArray, vocab_size: int) -> IntArray:
-    """Each masked span replaced by its sentinel, counting down from `vocab_size - 1`, and EOS appended.
+def _mark_spans(tokens_BR: IntArray, mask_BR: BoolArray, sentinels: Sequence[int]) -> IntArray:
+    """Each masked span replaced by its sentinel, and EOS appended.
 
     Every row of `mask_BR` has equally many masked tokens and spans, so the result is rectangular.
     """
     first_BR = mask_BR.copy()
     first_BR[:, 1:] &= ~mask_BR[:, :-1]
-    marked_BR = np.where(first_BR, vocab_size - np.cumsum(first_BR, axis=1), tokens_BR)
+    number_BR = np.maximum(np.cumsum(first_BR, axis=1) - 1, 0)
+    marked_BR = np.where(first_BR, np.asarray(sentinels, dtype=np.int64)[number_BR], tokens_BR)
     kept = marked_BR[~mask_BR | first_BR].reshape(len(tokens_BR), -1)
     return np.concatenate([kept, np.full((len(kept), 1), EOS_ID, dtype=np.int64)], axis=1)
 
@@ -125,38 +113,71 @@ def parse_spans(tokenizer: Tokenizer, generated: Sequence[int], count: int) -> l
     for token in generated:
         if token == EOS_ID:
             break
-        index = tokenizer.size - 1 - token
-        if 0 <= index < tokenizer.sentinels:
-            current = index if index < count and not spans[index] else None
+        number = tokenizer.sentinel_number(token)
+        if number is not None:
+            current = number if number < count and not spans[number] else None
         elif current is not None and token > EOS_ID:
             spans[current].append(token)
     return spans
 
 
-def _make(windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], data: DataConfig, vocab_size: int) -> Pairs:
+def _make(
+    windows: Sequence[NDArray[np.integer]], keys: NDArray[np.int64], data: DataConfig, vocabulary: Vocabulary
+) -> Pairs:
     settings = SpanSettings(
         noise_density=data.noise_density,
         mean_span_length=data.mean_span_length,
         encoder_length=data.encoder_length,
         decoder_length=data.decoder_length,
-        vocab_size=vocab_size,
+        sentinels=vocabulary.sentinels,
         seed=data.seed,
     )
     return corrupt(windows, keys, settings)
 
 
-def _kinds(pieces: int) -> dict[str, TokenKind]:
+def _kinds(vocabulary: Vocabulary) -> dict[str, TokenKind]:
     """Sentinels come in a fixed order and flatter a total."""
-    return {"sentinel": TokenKind(pieces)}
+    return {"sentinel": kind_of(vocabulary.sentinels)}
 
 
 def _show(tokenizer: Tokenizer, sample: Sample) -> list[str]:
-    """The first spans, true and filled."""
-    wanted = [index for index in range(tokenizer.sentinels) if tokenizer.sentinel_id(index) in sample.inputs][:4]
+    """The first spans, true and filled; each with its surroundings where the window is too long for one line."""
+    wanted = [number for number in map(tokenizer.sentinel_number, sample.inputs) if number is not None][:_SHOWN]
     true = parse_spans(tokenizer, sample.targets, tokenizer.sentinels)
     ours = parse_spans(tokenizer, sample.output, tokenizer.sentinels)
-    pairs = "  ".join(f"{tokenizer.decode(true[k])!r} -> {tokenizer.decode(ours[k])!r}" for k in wanted)
-    return [f"  ... {clip(tokenizer.decode(sample.inputs))}", f"      {pairs}"]
+    pairs = [f"{_text(tokenizer, true[k])!r} -> {_text(tokenizer, ours[k])!r}" for k in wanted]
+    text = tokenizer.decode(sample.inputs)
+    contexts = [clip(text, mark=f"<extra_id_{k}>") for k in wanted]
+    if len(set(contexts)) == 1:
+        pairs, contexts = ["  ".join(pairs)], contexts[:1]
+    return [
+        line for context, pair in zip(contexts, pairs, strict=True) for line in (f"  ... {context}", f"      {pair}")
+    ]
+
+
+def _text(tokenizer: Tokenizer, span: Sequence[int]) -> str:
+    return tokenizer.decode(span, inside=True)
+
+
+def _example(tokenizer: Tokenizer, inputs: Sequence[list[int]]) -> str:
+    """The line of a held-out text that its first mask is in, so that it can be typed; else some text around a mask."""
+    beside = []
+    for ids in inputs:
+        before, _, after = tokenizer.decode(ids).partition("<extra_id_0>")
+        beside.append((before, _NEXT_MASK.split(after)[0]))
+    lines = [(left.rpartition("\n")[2].lstrip(), right.partition("\n")[0].rstrip()) for left, right in beside]
+    for left, right in lines:
+        text = left + right
+        if len(text) >= _SIDE and text.isprintable() and not tokenizer.unknown_characters(text):
+            break
+    else:
+        left, right = beside[0]
+    return " ".join(f"{_last_words(left)}<mask>{_last_words(right[::-1])[::-1]}".split())
+
+
+def _last_words(text: str) -> str:
+    """The end of `text`, from a word on."""
+    return text if len(text) <= _SIDE else text[-_SIDE:].partition(" ")[2]
 
 
 TASK = Task(
@@ -164,5 +185,6 @@ TASK = Task(
     kinds=_kinds,
     show=_show,
     shown="spans filled on held-out text (true -> filled):",
-    command=("fill spans", "fill", "import <mask> as np"),
+    command=("fill spans", "fill"),
+    example=_example,
 )

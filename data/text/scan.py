@@ -98,8 +98,9 @@ def tokenizer_of(text_fingerprint: str, data: DataConfig, lines: Callable[[], It
     """The tokenizer of `data.tokenizer`, or the one trained on `lines` of this text with these settings and cached."""
     if data.tokenizer is not None:
         return Tokenizer.from_file(Path(data.tokenizer), sentinels=data.sentinels)
-    settings = [TRAINER_VERSION, text_fingerprint, data.tokenizer_vocab, data.tokenizer_lines]
+    taken = {"character_coverage": data.character_coverage, "byte_fallback": data.byte_fallback}
+    settings = [TRAINER_VERSION, text_fingerprint, data.tokenizer_vocab, data.tokenizer_lines, taken]
     key = sha256_bytes(json.dumps(settings).encode())[:32]
     folder = cache_folder(data) / "tokenizers"
-    model = cached(folder, key, ".model", lambda: train_tokenizer(lines(), pieces=data.tokenizer_vocab))
+    model = cached(folder, key, ".model", lambda: train_tokenizer(lines(), pieces=data.tokenizer_vocab, **taken))
     return Tokenizer(model, sentinels=data.sentinels, origin=f"{folder}/{key}")

@@ -39,12 +39,16 @@ def sample_lines(lines: Iterable[str], *, total: int, wanted: int) -> Iterator[s
             yield line
 
 
-def train_tokenizer(lines: Iterable[str], *, pieces: int) -> bytes:
+def train_tokenizer(
+    lines: Iterable[str], *, pieces: int, character_coverage: float = 0.9995, byte_fallback: bool = False
+) -> bytes:
     """The .model file of a unigram model with exactly `pieces` pieces, T5's special ids among them.
 
     Nothing is normalised and no space is added or removed, because indentation and line breaks carry meaning in
     source code: newline and tab are pieces of their own, runs of spaces are learned, so that decode(encode(x)) == x
-    wherever no unknown character occurs.
+    wherever no unknown character occurs. With `byte_fallback` none is unknown.
+
+    Raises DataError when the text supports no such model, with a number of pieces that it does support.
     """
     model = io.BytesIO()
     try:
@@ -62,7 +66,8 @@ def train_tokenizer(lines: Iterable[str], *, pieces: int) -> bytes:
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
-            character_coverage=0.9995,
+            character_coverage=character_coverage,
+            **({"byte_fallback": True} if byte_fallback else {}),  # a model says what it was told, and has other bytes
             max_sentence_length=4 * _MAX_LINE_CHARS,
             num_threads=_THREADS,
             shuffle_input_sentence=False,
@@ -75,14 +80,17 @@ def train_tokenizer(lines: Iterable[str], *, pieces: int) -> bytes:
 
 def _explain(error: Exception, pieces: int) -> DataError:
     text = str(error)
-    limit = re.search(r"value <= (\d+)", text)
-    if limit:
+    if most := re.search(r"value <= (\d+)", text):
         return DataError(
-            f"data.tokenizer_vocab: got {pieces}; the training text supports at most {limit[1]} pieces; try "
-            f"data.tokenizer_vocab={limit[1]} or more text"
+            f"data.tokenizer_vocab: got {pieces}; the training text supports at most {most[1]} pieces; try "
+            f"data.tokenizer_vocab={most[1]} or more text"
         )
-    if "smaller than required_chars" in text or "required_chars" in text:
+    if least := re.search(rf"required_chars\. {pieces} vs (\d+)", text):
         return DataError(
-            f"data.tokenizer_vocab: got {pieces}; the text has more different characters than that; try a larger value"
+            f"data.tokenizer_vocab: got {pieces}; needs at least {least[1]}, a piece for each character that is not "
+            f"rare (and for each byte, with data.byte_fallback); try data.tokenizer_vocab={least[1]} or more, or a "
+            "smaller data.character_coverage"
         )
+    if "sentences_.empty()" in text:
+        return DataError("the training text has no line but blank ones; give other text in data.files")
     return DataError(f"sentencepiece cannot train data.tokenizer_vocab={pieces} pieces on this text: {text.strip()}")

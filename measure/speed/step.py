@@ -20,6 +20,7 @@ from conf.reading.setting_files import merged
 from conf.schema import RunConfig
 from data.batch import EOS_ID, MicroBatch, StepBatch
 from data.tasks.task import target_kinds
+from data.text.vocabulary import appended
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
@@ -69,9 +70,10 @@ def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
     """A training step of a freshly built model, as the trainer takes it: token counts, finite check and update."""
     engine = build_initialised(cfg, mesh, device)
     batch = synthetic_batch(cfg, dp_rank=mesh.dp.rank)
+    vocabulary = appended(cfg.data.tokenizer_vocab, cfg.data.sentinels)
 
     def work() -> object:
-        meter = Meter(kinds=target_kinds(cfg.data, cfg.data.tokenizer_vocab), layer_names=layer_names(cfg))
+        meter = Meter(kinds=target_kinds(cfg.data, vocabulary), layer_names=layer_names(cfg))
         return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device)
 
     return work

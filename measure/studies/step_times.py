@@ -87,7 +87,7 @@ class _Stepper:
         batch: StepBatch = next(self._batches)
         assert batch.step == turn, f"batch {batch.step} in turn {turn}"
         meter = Meter(
-            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.pieces), layer_names=layer_names(self.cfg)
+            kinds=target_kinds(self.cfg.data, self.corpus.tokenizer.vocabulary), layer_names=layer_names(self.cfg)
         )
         gc.collect()
         self._wait()

@@ -1,4 +1,7 @@
-"""Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) as T5 uses it: no momentum, factored second moments, layout-free.
+"""Adafactor (Shazeer & Stern 2018, arXiv 1804.04235) without momentum, as T5 uses it, and layout-free.
+
+The moments of every matrix are factored along its last two dims; T5's code factors the two largest dims of a tensor,
+and none where the smaller is below 32.
 
 Shape suffixes: R rows and C columns of the last two dims; any dims before them (experts) are separate matrices.
 """

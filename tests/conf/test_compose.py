@@ -54,7 +54,7 @@ def test_every_preset_composes(group, name, tmp_path):
         expected = {"t5_v1_1_3b": "t5_v1_1_xl", "t5_v1_1_11b": "t5_v1_1_xxl"}.get(name, name)
         assert cfg.model.preset in (name, expected)
     if group == "schedule":
-        assert cfg.schedule.name == name
+        assert cfg.schedule.name == {"t5": "rsqrt"}.get(name, name)
     if group == "moe":
         assert cfg.moe.semantics == ("mesh_tf" if name == "dense" else name)
         assert is_dense(cfg) == (name == "dense")

@@ -21,6 +21,7 @@ from data.children import Child
 from data.corpus import open_corpus
 from data.loader import build_loader
 from data.tasks.task import target_kinds
+from data.text.vocabulary import appended
 from tests.data.helpers import same, stacked, steps, text_config
 
 
@@ -96,7 +97,7 @@ def test_shapes_and_padding(cfg: RunConfig) -> None:
 
 def test_masks_by_hand(cfg: RunConfig) -> None:
     targets = np.array([[99, 5, 6, 98, 7, 1, 0]])
-    masks = {name: kind.mask(targets).tolist() for name, kind in target_kinds(cfg.data, 90).items()}
+    masks = {name: kind.mask(targets).tolist() for name, kind in target_kinds(cfg.data, appended(90, 10)).items()}
     assert masks == {
         "text": [[False, True, True, False, True, False, False]],
         "sentinel": [[True, False, False, True, False, False, False]],

@@ -201,6 +201,56 @@ def test_skipped_rows_are_counted_in_the_summary_and_by_the_corpus(
         open_corpus(cfg)
 
 
+RARE = [
+    "a note with a smile \U0001f600, 10 \u20ac\n",
+    *(sentences(5, seed=n) for n in range(40)),
+    "5 \u20ac, or 6 \u20ac",
+]
+
+
+def test_unknown_characters_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "rare.jsonl", RARE)
+    cfg = tiny_config(tmp_path, f"data.files=['{tmp_path / 'rare.jsonl'}']", "data.character_coverage=0.99")
+    size = f"{sum(map(len, RARE)):,}"
+    told = rf"unknown characters: \d+ of {size} \(\d\.\d\d%\), such as .*\u20ac.*; .*data.byte_fallback=true"
+    (note,) = open_corpus(cfg).notes
+    assert re.match(told, note)
+    arguments = [f"data.cache_dir={cfg.data.cache_dir}", "data.tokenizer_vocab=120", "data.validation_fraction=0.2"]
+    files = f"data.files={tmp_path / 'rare.jsonl'}"
+    out = str(tmp_path / "out")
+    assert main(["prepare", "--out", out, "data=text", files, "data.character_coverage=0.99", *arguments]) == 0
+    assert re.search(told, capsys.readouterr().out)
+    shards = tiny_config(tmp_path, "data=shards", f"data.files=[{out}]")
+    (note,) = open_corpus(shards).notes
+    assert re.match(rf"{out}: unknown characters: \d+ of .*; a tokenizer with byte fallback", note)
+    assert main(["prepare", "data=text", files, "data.byte_fallback=true", *arguments, "data.tokenizer_vocab=400"]) == 0
+    assert "unknown characters: none" in capsys.readouterr().out
+
+
+def test_unknown_characters_of_a_stream_are_told(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rare.jsonl", RARE * 3)
+    files = f"data.hub_files=['{tmp_path / 'rare.jsonl'}']"
+    lanes = ["data=c4", "data.stream_lanes=2", "data.hub_validation_split=null", "train.global_batch=8"]
+    cfg = tiny_config(tmp_path, *lanes, files, "data.character_coverage=0.98", "data.validation_fraction=0.5")
+    (note,) = open_corpus(cfg).notes
+    assert re.match(r"unknown characters: \d+ of [\d,]+ held-out tokens \(\d+\.\d\d%\)", note)
+
+
+def test_shards_of_an_older_format_are_made_again(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path)
+    folder = prepare_finite(cfg.data, out=None).folder
+    index = json.loads((folder / "index.json").read_text())
+    fingerprint = read_index(folder).fingerprint
+    for shard in index["shards"]:
+        for name in ("characters", "unknown", "unknown_sample"):
+            del shard[name]
+    del index["sha256"]
+    (folder / "index.json").write_text(json.dumps({**index, "format": 1}))
+    assert prepare_finite(cfg.data, out=None).folder == folder
+    assert read_index(folder).shards[0].characters > 0
+    assert read_index(folder).fingerprint == fingerprint
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_fills_up_is_told_and_nothing_is_half_written(tmp_path: Path, workers: int) -> None:
     """A limit on the size of files stands in for the disk."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from conf.compose import compose
 from conf.derived.layers import layer_names
 from data.tasks.task import text_kind
+from data.text.vocabulary import appended
 from launch.process import world_from_environment
 from measure.verify.observe.batches import step_batch
 from parallel.layers.sharding import shard_of, tagged_parameters
@@ -43,7 +44,7 @@ def train(spec: dict, case: dict) -> list[tuple[float, float]]:
         first = reader.step
     history = []
     for step in range(first, first + case["steps"]):
-        meter = Meter(kinds={"text": text_kind(200)}, layer_names=layer_names(cfg))
+        meter = Meter(kinds={"text": text_kind(appended(200, 0))}, layer_names=layer_names(cfg))
         batch = step_batch(cfg, step, dp_rank=mesh.dp.rank)
         _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, mesh=mesh, device=device)
         history.append((meter.reduce(mesh).loss, norm))

@@ -11,6 +11,7 @@ from conf.derived.layers import layer_names
 from conf.errors import NonFiniteError
 from data.batch import StepBatch
 from data.tasks.task import text_kind
+from data.text.vocabulary import appended
 from measure.verify.observe.batches import global_rows, step_batch
 from model.build import build_model
 from model.t5.model import SwitchTransformer
@@ -102,7 +103,7 @@ def train(cfg, *, poison_rank: int | None = None) -> list[tuple[float, float]]:
     for step in range(STEPS):
         if poison_rank == mesh.world.rank and step == 2:
             _poison(engine.module)
-        meter = Meter(kinds={"text": text_kind(200)}, layer_names=layer_names(cfg))
+        meter = Meter(kinds={"text": text_kind(appended(200, 0))}, layer_names=layer_names(cfg))
         batch: StepBatch = step_batch(cfg, step, dp_rank=mesh.dp.rank)
         _, norm = train_step(engine, batch, meter, lr=LR, stop=False, cfg=cfg, mesh=mesh, device=device)
         history.append((meter.reduce(mesh).loss, norm))

@@ -8,6 +8,7 @@ from conf.compose import compose
 from conf.derived.layers import layer_names
 from data.batch import MicroBatch, StepBatch
 from data.tasks.task import text_kind
+from data.text.vocabulary import appended
 from model.moe.layer import MoeLayer
 from parallel.mesh.axes import single_process
 from tests.measure.studies.tiny import TINY
@@ -47,7 +48,7 @@ def one_step(router_precision):
     seen = {}
     layer.register_forward_pre_hook(lambda module, given: seen.update(x=given[0].detach().clone()))
     before = layer.router.weight.detach().clone()
-    meter = Meter(kinds={"text": text_kind(200)}, layer_names=layer_names(cfg))
+    meter = Meter(kinds={"text": text_kind(appended(200, 0))}, layer_names=layer_names(cfg))
     train_step(engine, a_batch(), meter, lr=0.01, stop=False, cfg=cfg, mesh=mesh, device=device)
     return seen["x"].reshape(-1, D), before, layer.router.weight.detach(), layer.tap
 

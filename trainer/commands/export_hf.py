@@ -34,8 +34,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 )
 @option("--shard-size", default="5GB", metavar="SIZE", help="largest file, such as 500MB")
 @option("--expert-capacity", type=int, help="slots per sequence and expert, where the run's capacity is a factor")
-def command(run: Path, folder: Path | None, dtype: str, shard_size: str, expert_capacity: int | None) -> int:
-    """Write a run as a Hugging Face checkpoint.
+@option("--no-tokenizer", is_flag=True, help="weights and configuration alone")
+def command(
+    run: Path, folder: Path | None, dtype: str, shard_size: str, expert_capacity: int | None, no_tokenizer: bool
+) -> int:
+    """Write a run as a Hugging Face checkpoint, with a tokenizer that gives the same ids.
 
     T5ForConditionalGeneration for a dense model, SwitchTransformersForConditionalGeneration for one with experts.
     """
@@ -43,24 +46,39 @@ def command(run: Path, folder: Path | None, dtype: str, shard_size: str, expert_
     import torch
 
     target, notes = export_run(
-        run, folder, dtype=getattr(torch, dtype), shard_bytes=shard_bytes, expert_capacity=expert_capacity
+        run,
+        folder,
+        dtype=getattr(torch, dtype),
+        shard_bytes=shard_bytes,
+        expert_capacity=expert_capacity,
+        with_tokenizer=not no_tokenizer,
     )
     weights = len(list(target.glob("*.safetensors")))
-    print("\n".join([*notes, f"{target}: config.json and {weights} file(s) of weights"]))
+    tokenizer = ", tokenizer.json" if (target / "tokenizer.json").exists() else ""
+    print("\n".join([*notes, f"{target}: config.json and {weights} file(s) of weights{tokenizer}"]))
     return 0
 
 
 def export_run(
-    run_path: Path, folder: Path | None, *, dtype: torch.dtype, shard_bytes: int, expert_capacity: int | None = None
+    run_path: Path,
+    folder: Path | None,
+    *,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    expert_capacity: int | None = None,
+    with_tokenizer: bool = True,
 ) -> tuple[Path, list[str]]:
     """Write the newest whole checkpoint of a run; the folder and lines about what differs there.
 
-    Raises ConfigError for a model that the library cannot build or a folder that is not empty, CheckpointError if it
-    cannot be written. Written beside and renamed, so that a folder is whole or absent.
+    Raises ConfigError for a model that the library cannot build, a tokenizer that would give other ids there or a
+    folder that is not empty, CheckpointError if it cannot be written. Written beside and renamed, so that a folder is
+    whole or absent.
     """
     from safetensors import SafetensorError
 
     from conf import compose
+    from data.text.tokenizer import Tokenizer
+    from data.text.tokenizer_json import write_tokenizer
     from model.hf.names import EMBEDDING
     from model.hf.notes import export_notes
     from parallel.mesh.axes import single_process
@@ -77,9 +95,10 @@ def export_run(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        if with_tokenizer and run.tokenizer.exists():  # before the weights, since it may be refused
+            write_tokenizer(Tokenizer.from_file(run.tokenizer, sentinels=cfg.data.sentinels), partial)
         kept = _read_unread(run, cfg)
         kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity, kept)
-        _write_tokenizer(cfg, run, partial)
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -173,21 +192,6 @@ def _write(
     _write_json(folder / "config.json", dict(sorted((document | more).items())))
     _write_json(folder / FILE, generation | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})
     return kind
-
-
-def _write_tokenizer(cfg: RunConfig, run: RunDir, folder: Path) -> None:
-    """The sentencepiece model under the library's name, with what T5Tokenizer needs to know beside it."""
-    if not run.tokenizer.exists():
-        return
-    shutil.copyfile(run.tokenizer, folder / "spiece.model")
-    settings = {
-        "tokenizer_class": "T5Tokenizer",
-        "extra_ids": cfg.data.sentinels,
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-    }
-    _write_json(folder / "tokenizer_config.json", settings)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
-from conf.errors import ConfigError
-from conf.safety.regular import read_regular
 from launch.commands.kinds import define
-from launch.commands.parameters import FILE, option, takes_run
+from launch.commands.parameters import option, takes_run
 from trainer.commands.arguments import Decoding, takes_decoding
+from trainer.commands.texts import read_texts, takes_texts, visible
 
 
-@define(examples=("pointsman fill runs/first 'for i in <mask>(10):' --beams 4",))
-@takes_run
-@click.argument(
-    "text", nargs=-1, metavar="[TEXT]...", help="texts with <mask>; none: one a line, from --file or standard input"
+@define(
+    notes="Each text is printed on one line: a line break in it as \\n, a backslash as \\\\.",
+    examples=("pointsman fill runs/first 'for i in <mask>(10):' --beams 4",),
 )
-@option("--file", type=FILE, metavar="FILE", help="read texts from this file, one a line")
+@takes_run
+@takes_texts("texts with <mask>")
 @option("--spans-only", is_flag=True, help="print the filled spans, tab-separated")
 @takes_decoding(max_length=64)
-def command(run: Path, text: tuple[str, ...], file: Path | None, spans_only: bool, **decoding: Any) -> int:
+def command(
+    run: Path, text: tuple[str, ...], file: Path | None, as_json: bool, spans_only: bool, **decoding: Any
+) -> int:
     """Fill masked spans. Write <mask> (or <extra_id_0>, ...) where text is missing."""
-    fill(run, read_texts(text, file), Decoding(**decoding), spans_only=spans_only)
+    fill(run, read_texts(text, file), Decoding(**decoding), spans_only=spans_only, as_json=as_json)
     return 0
 
 
-def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """Texts from the command line, else the lines that are not blank of the file, else of standard input."""
-    if texts:
-        return list(texts)
-    try:
-        content = read_regular(file).decode("utf-8") if file else sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        got = str(file) if file else "standard input"
-        raise ConfigError("--file", got=got, needs=f"readable UTF-8 text ({error})", hint="another file") from error
-    lines = [line for line in content.splitlines() if line.strip()]
-    if not lines:
-        raise ConfigError("TEXT", got="nothing", needs="at least one line of text", hint="'The <mask> sat on the mat'")
-    return lines
-
-
-def fill(run: Path, texts: Sequence[str], decoding: Decoding, *, spans_only: bool = False) -> None:
+def fill(
+    run: Path, texts: Sequence[str], decoding: Decoding, *, spans_only: bool = False, as_json: bool = False
+) -> None:
     """Print the texts with their spans filled by a run's newest checkpoint, or the spans alone."""
     from trainer.commands.filling import split_masks, untrained_masks
 
@@ -58,5 +45,8 @@ def fill(run: Path, texts: Sequence[str], decoding: Decoding, *, spans_only: boo
     note = untrained_masks(texts, model.config.data)
     if note:
         print(note, file=sys.stderr)
-    for filled in model.fill(texts, **asdict(decoding)):
-        print("\t".join(filled.spans) if spans_only else filled.text)
+    for text, filled in zip(texts, model.fill(texts, **asdict(decoding)), strict=True):
+        if as_json:
+            print(json.dumps({"input": text, "text": filled.text, "spans": filled.spans}, ensure_ascii=False))
+        else:
+            print("\t".join(map(visible, filled.spans)) if spans_only else visible(filled.text))

@@ -5,19 +5,22 @@ Shape suffixes: B texts, L input length.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from conf.errors import ConfigError
 from conf.schema import DataConfig
-from conf.tasks.span_corruption import span_lengths, spans_of
+from conf.tasks.span_corruption import spans_needed
 from data.batch import EOS_ID
 from data.tasks.span_corruption import parse_spans
 from data.tasks.task import Sample, task_of
+from data.text.spiece import SENTINEL
 from data.text.tokenizer import Tokenizer
 from model.contract import Model, generative
 from model.generate import GenerateOptions, generate
@@ -26,28 +29,44 @@ from parallel.mesh.consensus import any_rank
 from trainer.session import Session
 
 _ROWS_AT_ONCE = 16  # what a row gives does not depend on its companions
-_MASK = re.compile(r"<mask>|<extra_id_(\d+)>")
+_MASK = re.compile(rf"<mask>|{SENTINEL.pattern}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filled:
     """One text with its spans filled."""
 
-    spans: tuple[str, ...]  # one per mask; empty where the model gave none
+    spans: tuple[str, ...]  # one per mask, as they stand in the text; empty where the model gave none
     text: str
 
 
-def has_mask(text: str) -> bool:
-    """Whether the text marks a span to fill."""
-    return _MASK.search(text) is not None
+class Masked(NamedTuple):
+    """A text around its masks: n masks are between n + 1 parts."""
+
+    parts: list[str]
+    numbers: list[int]  # of the sentinel that stands for each mask
+
+    @property
+    def text(self) -> str:
+        """The text with <extra_id_N> for each mask."""
+        masks = [*(f"<extra_id_{number}>" for number in self.numbers), ""]
+        return "".join(part + mask for part, mask in zip(self.parts, masks, strict=True))
 
 
-def split_masks(text: str) -> list[str]:
-    """The pieces of text around its masks: n masks give n + 1 pieces. Raises `ConfigError` when there is none."""
-    pieces = [piece for index, piece in enumerate(_MASK.split(text)) if index % 2 == 0]
-    if len(pieces) < 2:
+def find_masks(text: str) -> Masked:
+    """The masks of a text. <extra_id_N> keeps its number; each <mask> has the lowest one that is not taken."""
+    pieces = _MASK.split(text)  # parts, and between them the number of a sentinel, or None for <mask>
+    typed = [None if number is None else int(number) for number in pieces[1::2]]
+    free = (number for number in itertools.count() if number not in typed)
+    return Masked(pieces[::2], [next(free) if number is None else number for number in typed])
+
+
+def split_masks(text: str) -> Masked:
+    """The masks of a text. Raises `ConfigError` when there is none."""
+    masked = find_masks(text)
+    if not masked.numbers:
         raise ConfigError("text", got=text, needs="at least one span to fill", hint="'The <mask> sat on the mat'")
-    return pieces
+    return masked
 
 
 def check_fills(data: DataConfig) -> None:
@@ -60,38 +79,51 @@ def check_fills(data: DataConfig) -> None:
 
 def untrained_masks(texts: Sequence[str], data: DataConfig) -> str | None:
     """What to tell a person whose texts have more masks than the windows the model was trained on had spans."""
-    trained = spans_of(span_lengths(data))
-    most = max(len(split_masks(text)) - 1 for text in texts)
-    if most <= trained:
+    trained = spans_needed(data)
+    highest = max(max(split_masks(text).numbers) for text in texts)
+    if highest < trained:
         return None
     return (
-        f"note: a text has {most} masks, and every window of the training data ({data.encoder_length} tokens) had "
-        f"{trained}: expect little of masks from number {trained + 1} on; fill them one at a time"
+        f"note: a text has the mask <extra_id_{highest}>, and every window of the training data ({data.encoder_length} "
+        f"tokens) had {trained} (from <extra_id_0> on): expect little of others; fill masks one at a time"
     )
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encoder ids: the pieces with sentinels 0, 1, .. between them, and EOS. Raises when there are too many masks."""
-    pieces = split_masks(text)
-    if len(pieces) - 1 > tokenizer.sentinels:
-        raise ConfigError("text", got=f"{len(pieces) - 1} masks", needs=f"at most {tokenizer.sentinels}")
-    ids = list(tokenizer.encode(pieces[0]))
-    for index, piece in enumerate(pieces[1:]):
-        ids += [tokenizer.sentinel_id(index), *tokenizer.encode(piece)]
-    return [*ids, EOS_ID]
+    """Encoder ids of a text, with the sentinels of its masks if it has any, and EOS.
+
+    Raises `ConfigError` for more masks, or a higher number, than there are sentinels.
+    """
+    masked = find_masks(text)
+    if masked.numbers and max(masked.numbers) >= tokenizer.sentinels:
+        raise ConfigError(
+            "text",
+            got=f"{len(masked.numbers)} masks, up to <extra_id_{max(masked.numbers)}>",
+            needs=f"at most {tokenizer.sentinels}, from <extra_id_0> on",
+        )
+    return [*tokenizer.encode_with_sentinels(masked.text).tolist(), EOS_ID]
 
 
 def fill_texts(module: Model, tokenizer: Tokenizer, texts: Sequence[str], options: GenerateOptions) -> list[Filled]:
     """Fill every mask of every text. Every rank of a parallel model must call this with the same texts."""
     encoded = [encode_masked(tokenizer, text) for text in texts]
     generated = generate_rows(module, tokenizer, encoded, options)
-    filled = []
-    for text, ids in zip(texts, generated, strict=True):
-        pieces = split_masks(text)
-        spans = [tokenizer.decode(span) for span in parse_spans(tokenizer, ids, len(pieces) - 1)]
-        joined = pieces[0] + "".join(span + piece for span, piece in zip(spans, pieces[1:], strict=True))
-        filled.append(Filled(spans=tuple(spans), text=joined))
-    return filled
+    return [filled(tokenizer, split_masks(text), ids) for text, ids in zip(texts, generated, strict=True)]
+
+
+def filled(tokenizer: Tokenizer, masked: Masked, generated: Sequence[int]) -> Filled:
+    """The text with what was generated for its masks."""
+    found = parse_spans(tokenizer, generated, max(masked.numbers) + 1)
+    text, spans = masked.parts[0], []
+    for number, part in zip(masked.numbers, masked.parts[1:], strict=True):
+        span = tokenizer.decode(found[number], inside=True)
+        # The blank before a word is the word's, where blanks at the ends of a text are lost, and the first word has one
+        # that nobody typed: what stands there already is not put there twice.
+        if (tokenizer.adds_blank and not text) or (tokenizer.drops_blanks and text[-1:].isspace()):
+            span = span.removeprefix(" ")
+        spans.append(span)
+        text += span + part
+    return Filled(spans=tuple(spans), text=text)
 
 
 def generate_rows(
@@ -123,6 +155,13 @@ def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
     return tokens.to(device)
+
+
+def held_out_example(session: Session) -> str:
+    """A text of the run's own kind to try the task's command on; of this rank's first held-out windows."""
+    micro = next(iter(session.validation_batches())).micro[0]
+    real = micro.inputs_BL.any(axis=1)
+    return task_of(session.cfg.data).example(session.corpus.tokenizer, micro.inputs_BL[real].tolist())
 
 
 def sample_lines(session: Session) -> list[str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from model.hf.names import Shape
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "spm.model")  # the first that is there
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 UNREAD_FILE = "huggingface_unread.safetensors"  # in the run folder: what the library stores and never reads
 SENTINELS = 100  # extra ids of every released T5 and Switch tokenizer
 SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
@@ -67,10 +68,11 @@ class Import:
         return to_ours(self.folder.read, table, self.shapes)
 
 
-def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
+def open_import(path: Path, *, overrides: Sequence[str] = (), sentinels: int | None = None) -> Import:
     """Read config.json, find the tensors and check every name and shape; values are read later.
 
-    `overrides` are settings of the run that is to come. Raises ConfigError or CheckpointError naming what is wrong.
+    `overrides` are settings of the run that is to come, `sentinels` what its tokenizer has, if that is known. Raises
+    ConfigError or CheckpointError naming what is wrong.
     """
     from conf.compose import compose
     from conf.continued import of_the_run
@@ -85,7 +87,7 @@ def open_import(path: Path, *, overrides: Sequence[str] = ()) -> Import:
     folder = TensorFolder(path)
     check_counts(hf, len(folder.names))
     tying = find_tying(hf, folder)
-    settings = (*_model_settings(hf, tying), *_data_settings(hf.model["vocab_size"]))
+    settings = (*_model_settings(hf, tying), *_data_settings(hf.model["vocab_size"], sentinels))
     try:
         cfg = compose([*settings, "launch.nproc=1", "parallel.tp=1", "parallel.ep=1", *overrides])
     except (ConfigError, ConfigErrors) as error:
@@ -129,9 +131,9 @@ def _typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _data_settings(vocab_size: int) -> tuple[str, ...]:
-    """The released tokenizers' layout, shrunk for a vocabulary that could not hold it."""
-    sentinels = min(SENTINELS, vocab_size // 2)
+def _data_settings(vocab_size: int, sentinels: int | None) -> tuple[str, ...]:
+    """The tokenizer's layout; if unknown the released ones', shrunk for a vocabulary that could not hold it."""
+    sentinels = sentinels or min(SENTINELS, vocab_size // 2)
     lines = (f"data.sentinels={sentinels}", f"data.tokenizer_vocab={min(32_000, vocab_size - sentinels)}")
     return lines if sentinels >= SPANS else (*lines, "data.encoder_length=16")
 
@@ -143,6 +145,18 @@ def find_tokenizer(folder: Path, given: Path | None) -> Path | None:
             raise ConfigError("--tokenizer", got=str(given), needs="a sentencepiece .model file")
         return given
     return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def known_sentinels(folder: Path, tokenizer: Path | None) -> int | None:
+    """How many sentinels the tokenizer of a checkpoint has, where its pieces or the folder's settings say so."""
+    from data.text.spiece import SentencePieceModel
+    from model.hf.files import read_json
+
+    if tokenizer is not None and (own := SentencePieceModel(tokenizer.read_bytes(), str(tokenizer)).sentinels):
+        return len(own)
+    settings = folder / TOKENIZER_SETTINGS
+    added = read_json(settings).get("extra_ids") if settings.is_file() else None
+    return added if type(added) is int and added > 0 else None
 
 
 def read_tokenizer(path: Path, cfg: RunConfig) -> Tokenizer:
@@ -235,8 +249,9 @@ def import_run(
         )
     from model.hf.notes import generation_notes, import_notes
 
-    source = open_import(folder, overrides=[f"name={name}", f"runs_dir={runs_dir.resolve()}", *overrides])
     file = find_tokenizer(folder, tokenizer)
+    typed = [f"name={name}", f"runs_dir={runs_dir.resolve()}", *overrides]
+    source = open_import(folder, overrides=typed, sentinels=known_sentinels(folder, file))
     checkpoint = write_run(source, root, read_tokenizer(file, source.cfg) if file else None)
     print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
     print("\n".join(generation_notes(source.generation)))

@@ -38,6 +38,7 @@ def command(overrides: tuple[str, ...], out: Path | None) -> int:
 def prepare(overrides: Sequence[str], *, out: Path | None = None) -> None:
     """Make what training on these settings needs and print where it is."""
     from conf.continued import compose_run
+    from data.corpus import open_corpus
     from data.prepare import prepare_data, prepare_finite
 
     cfg = compose_run(overrides)
@@ -46,6 +47,7 @@ def prepare(overrides: Sequence[str], *, out: Path | None = None) -> None:
     if SOURCES[cfg.data.source].kind != "documents":
         prepare_data(cfg, progress=show)
         print(f"data.source={cfg.data.source} is read as it is; the tokenizer and the validation text are ready")
+        print(*open_corpus(cfg).notes, sep="\n")
         return
     prepared = prepare_finite(cfg.data, out=out, progress=show)
     print(_summary(prepared, time.monotonic() - began))
@@ -70,5 +72,7 @@ def _summary(prepared: Prepared, seconds: float) -> str:
         size = sum(shard.text_bytes for shard in shards) / 1e6
         lines.append(f"  {split}: {documents:,} documents, {size:.1f} MB, {tokens:,} tokens, {len(shards)} shards")
     lines += prepared.notes
+    if not any(shard.unknown for shard in index.shards):
+        lines.append("unknown characters: none")
     lines.append(f"train on it with: {shell.line(['data=shards', f'data.files={prepared.folder}'])}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from data.text.tokenizer import Tokenizer
 from model.generate import GenerateOptions
 from model.hf.generation import KNOWN, Generation, generation_of, our_options
 from trainer.commands.arguments import Decoding
-from trainer.commands.filling import Filled, check_fills, encode_masked, fill_texts, generate_rows, has_mask
+from trainer.commands.filling import Filled, check_fills, encode_masked, fill_texts, generate_rows
 from trainer.evaluate import evaluate, unigram_nats
 from trainer.loading import LoadedRun, load_run
 from trainer.report.metrics import Meter, Report
@@ -85,10 +85,7 @@ class TrainedModel:
         tokenizer, own = self.loaded.tokenizer, self._own_settings(task)
         prefix = own.pop("prefix", "") if own else ""
         options = self._routed(Decoding(**decoding).options(max_length=128, own=own))
-        rows = [
-            encode_masked(tokenizer, text) if has_mask(text) else [*tokenizer.encode(text), EOS_ID]
-            for text in (prefix + text for text in texts)
-        ]
+        rows = [encode_masked(tokenizer, prefix + text) for text in texts]
         generated = generate_rows(self.loaded.module, tokenizer, rows, options)
         return [[token for token in ids if token > EOS_ID] for ids in generated]
 
@@ -138,7 +135,7 @@ class HeldOut:
         """Losses and routing; `shuffled`: of inputs whose tokens are out of order."""
         loaded = self._loaded
         meter = Meter(
-            kinds=target_kinds(loaded.cfg.data, self._corpus.tokenizer.pieces), layer_names=layer_names(loaded.cfg)
+            kinds=target_kinds(loaded.cfg.data, self._corpus.tokenizer.vocabulary), layer_names=layer_names(loaded.cfg)
         )
         batches = self._batches(shuffled=shuffled)
         return evaluate(loaded.module, batches, meter, mesh=loaded.mesh, device=loaded.device)

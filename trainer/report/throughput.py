@@ -8,23 +8,35 @@ from conf.derived.estimate import flops_per_sequence
 from conf.schema import RunConfig
 from parallel.mesh.axes import Mesh
 
-# Dense bf16 peak of common accelerators in FLOP/s, from the vendors' data sheets; MFU is left out for any other.
+# Dense bf16 peak in FLOP/s by the name that the driver gives a device, from NVIDIA's data sheets (which print twice as
+# much, "with sparsity", for all but the A100). Names of one family differ in peak, so that only whole names count: a
+# card, a MIG slice or a board of a single customer that is not here has no utilisation printed.
 _PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "V100": 125e12,
+    "NVIDIA GB200": 2500e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA GH200 120GB": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A10": 125e12,
 }
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak of one device, or None where it is not known (CPUs, other cards)."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)
+    """Dense bf16 peak of one device, or None where it is not known (CPUs, other names)."""
+    return _PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 class Throughput:

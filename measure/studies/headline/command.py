@@ -1,8 +1,8 @@
 """`pointsman study headline`: Switch models of several sizes against their FLOP-matched dense twin, on real text.
 
-The schedule is rsqrt, T5's and the paper's: its rate at a step does not depend on where the run ends, so that a loss in
-the middle of a curve is what a shorter run would have ended with. Under a schedule that decays to its end the dense
-model's final loss would have had the decay, and the others' losses on the way to it would not.
+The schedule is rsqrt, after a warm-up T5's and the paper's: its rate at a step does not depend on where the run ends,
+so that a loss in the middle of a curve is what a shorter run would have ended with. Under a schedule that decays to its
+end the dense model's final loss would have had the decay, and the others' losses on the way to it would not.
 """
 
 from __future__ import annotations

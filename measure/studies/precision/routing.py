@@ -103,7 +103,7 @@ def observe(run: Path, overrides: tuple[str, ...]) -> Observation:
         )
         for name, seen, bound in zip(names, free, tight, strict=True)
     }
-    meter = Meter(kinds=target_kinds(loaded.cfg.data, corpus.tokenizer.pieces), layer_names=names)
+    meter = Meter(kinds=target_kinds(loaded.cfg.data, corpus.tokenizer.vocabulary), layer_names=names)
     ordinary = build_loader(corpus, loaded.cfg, split="validation", dp_rank=0, dp_size=1)
     report = evaluate(loaded.module, ordinary, meter, mesh=loaded.mesh, device=loaded.device)
     return Observation(layers=layers, report=report)

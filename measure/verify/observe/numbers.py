@@ -12,6 +12,7 @@ from typing_extensions import override
 from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from data.tasks.task import target_kinds
+from data.text.vocabulary import appended
 from model.contract import ModelOutput
 from model.losses import LossParts
 from parallel.mesh import collectives
@@ -45,7 +46,8 @@ class Tally(Meter):
 
     def __init__(self, cfg: RunConfig) -> None:
         self._names = layer_names(cfg)
-        super().__init__(kinds=target_kinds(cfg.data, cfg.data.tokenizer_vocab), layer_names=self._names)
+        vocabulary = appended(cfg.data.tokenizer_vocab, cfg.data.sentinels)
+        super().__init__(kinds=target_kinds(cfg.data, vocabulary), layer_names=self._names)
         self._layer_sums: Tensor | None = None
         self._entered: Tensor | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,11 @@ TEXT = ["abc", "d", "", "efghi"]
 
 @pytest.fixture
 def reader(tmp_path: Path) -> ShardReader:
-    return ShardReader(tmp_path, write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT), "uint16")
+    return ShardReader(
+        tmp_path,
+        write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT, unknown=Counter("bdb")),
+        "uint16",
+    )
 
 
 def test_round_trip(reader: ShardReader) -> None:
@@ -42,7 +47,7 @@ def test_round_trip(reader: ShardReader) -> None:
 
 def test_wide_vocabularies_use_four_bytes(tmp_path: Path) -> None:
     assert (token_dtype(1 << 16), token_dtype((1 << 16) + 1)) == ("uint16", "uint32")
-    info = write_shard(tmp_path, "w", "train", [[70_000, 3]], pieces=100_000, text=["x"])
+    info = write_shard(tmp_path, "w", "train", [[70_000, 3]], pieces=100_000, text=["x"], unknown=Counter())
     assert ShardReader(tmp_path, info, "uint32").tokens.tolist() == [70_000, 3]
 
 
@@ -64,9 +69,9 @@ def test_only_whole_shards_of_the_same_text_count_as_finished(tmp_path: Path, re
 
 
 def some_index(tmp_path: Path) -> ShardIndex:
-    info = write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT)
+    info = write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT, unknown=Counter("bdb"))
     return ShardIndex(
-        format=2, tokenizer="t", source="x", pieces=100, dtype="uint16", shards=(info,), train_counts=(1, 2)
+        format=3, tokenizer="t", source="x", pieces=100, dtype="uint16", shards=(info,), train_counts=(1, 2)
     )
 
 
@@ -82,10 +87,20 @@ def test_an_index_reads_back_and_every_changed_byte_of_it_is_found(tmp_path: Pat
             read_index(tmp_path)
 
 
+def test_characters_are_counted(tmp_path: Path) -> None:
+    info = some_index(tmp_path).shards[0]
+    assert (info.characters, info.unknown, info.unknown_sample) == (9, 3, "bd")
+
+
 def test_an_index_of_the_first_format_is_read(tmp_path: Path) -> None:
-    """It has no checksum of its own."""
-    index = dataclasses.replace(some_index(tmp_path), format=1)
+    """It has no checksum of its own, and characters were not counted."""
+    index = some_index(tmp_path)
+    (info,) = index.shards
+    info = dataclasses.replace(info, characters=0, unknown=0, unknown_sample="")
+    index = dataclasses.replace(index, format=1, shards=(info,))
     tree = dataclasses.asdict(index)
+    for name in ("characters", "unknown", "unknown_sample"):
+        del tree["shards"][0][name]
     (tmp_path / "index.json").write_text(json.dumps(tree))
     assert read_index(tmp_path) == index
     for wrong in ({"shards": 5}, {"shards": [5]}, {"dtype": "float"}, {"pieces": "x"}, {"train_counts": None}):
@@ -102,7 +117,11 @@ def test_a_folder_without_index_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("raw", [2, 3, 4, 20])
 def test_windows_across_shards_match_naive_slices(tmp_path: Path, raw: int) -> None:
     readers = [
-        ShardReader(tmp_path, write_shard(tmp_path, f"s{n}", "train", documents, pieces=100, text=TEXT), "uint16")
+        ShardReader(
+            tmp_path,
+            write_shard(tmp_path, f"s{n}", "train", documents, pieces=100, text=TEXT, unknown=Counter("bdb")),
+            "uint16",
+        )
         for n, documents in enumerate((DOCUMENTS, [[]], [[20, 21], [22]]))
     ]
     flat = [token for documents in (DOCUMENTS, [[20, 21], [22]]) for document in documents for token in document]

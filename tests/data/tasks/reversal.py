@@ -15,7 +15,7 @@ def lengths(data):
     return Lengths(raw=raw, inputs=raw + 1, targets=raw + 1)
 
 
-def make(windows, keys, data, vocab_size):
+def make(windows, keys, data, vocabulary):
     inputs_BL = np.zeros((len(windows), data.encoder_length), dtype=np.int64)
     targets_BT = np.zeros((len(windows), data.decoder_length), dtype=np.int64)
     for row, window in enumerate(windows):
@@ -25,7 +25,11 @@ def make(windows, keys, data, vocab_size):
     return Pairs(inputs_BL, targets_BT)
 
 
-TASK = Task(make=make, kinds=lambda pieces: {"frequent": TokenKind(2, pieces // 2)}, shown="windows said backwards:")
+def kinds(vocabulary):
+    return {"frequent": TokenKind(2, vocabulary.size // 2)}
+
+
+TASK = Task(make=make, kinds=kinds, shown="windows said backwards:")
 
 
 def register() -> None:

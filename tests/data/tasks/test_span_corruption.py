@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.tasks.span_corruption import corrupted_lengths
+from conf.tasks.span_corruption import corrupted_lengths, span_counts
 from data.batch import EOS_ID, PAD_ID
-from data.tasks.span_corruption import SpanSettings, corrupt, noise_mask, span_counts
+from data.tasks.span_corruption import SpanSettings, corrupt, noise_mask
+from data.text.vocabulary import appended
 
 VOCAB = 1_000
 SENTINEL_0 = VOCAB - 1
 
 
 def setting(density: float = 0.15, mean: float = 3.0, length: int = 700, seed: int = 0) -> SpanSettings:
-    return SpanSettings(density, mean, length, length, VOCAB, seed)
+    return SpanSettings(density, mean, length, length, appended(VOCAB - 400, 400).sentinels, seed)
 
 
 def unpadded(row: np.ndarray) -> list[int]:
@@ -132,3 +133,36 @@ def test_segmentations_are_uniform() -> None:
         firsts[int(np.argmin(row[start:]))] += 1
     assert sorted(firsts) == [1, 2, 3, 4, 5]
     assert all(850 < count < 1_150 for count in firsts.values()), firsts
+
+
+def t5_sides(tokens: list[int], noise: list[bool], sentinels: list[int]) -> tuple[list[int], list[int]]:
+    """Inputs and targets by T5's rule, token by token: the first of a run becomes its sentinel, the others go."""
+
+    def marked(masked: list[bool]) -> list[int]:
+        result, runs = [], 0
+        for place, token in enumerate(tokens):
+            if not masked[place]:
+                result.append(token)
+            elif place == 0 or not masked[place - 1]:
+                result.append(sentinels[runs])
+                runs += 1
+        return [*result, EOS_ID]
+
+    return marked(noise), marked([not each for each in noise])
+
+
+@pytest.mark.parametrize("density", [0.15, 0.5, 0.8])
+@pytest.mark.parametrize("mean", [1.0, 3.0, 20.0])
+def test_pairs_are_t5s_for_the_mask_that_was_drawn(density: float, mean: float) -> None:
+    scattered = [11 * (k % 7) + k for k in range(400)]  # a tokenizer may have its sentinels anywhere
+    given_settings = setting(density, mean)._replace(sentinels=scattered)
+    for length in (2, 3, 7, 10, 30, 64, 101, 256):
+        tokens, keys = np.arange(5_000, 5_000 + length), np.array([[0, length]])
+        (mask,) = noise_mask(length, keys, given_settings)
+        counts = span_counts(length, density, mean)
+        assert (int(mask.sum()), int(np.diff(mask.astype(int), prepend=0).clip(0).sum())) == counts
+        assert (bool(mask[0]), bool(mask[-1])) == (False, True)
+        pair = corrupt([tokens], keys, given_settings)
+        inputs, targets = t5_sides(tokens.tolist(), mask.tolist(), scattered)
+        assert unpadded(pair.inputs_BL[0]) == inputs[:-1]
+        assert unpadded(pair.targets_BT[0]) == targets[:-1]

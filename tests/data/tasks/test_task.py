@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from conf.compose import compose
 from conf.errors import ConfigError
 from conf.tasks.table import TASKS, window_lengths
-from data.tasks.task import Task
+from data.corpus import open_corpus
+from data.tasks.task import Task, clip, kind_of, text_kind
+from data.text.vocabulary import Vocabulary, appended
 from launch.cli import main
 from tests.data.helpers import steps, text_config
 from tests.data.tasks import reversal
@@ -40,7 +43,7 @@ def test_every_row_finds_its_task_and_keeps_its_lengths(name: str) -> None:
     data = compose([f"data.task={name}"]).data
     raw, inputs, targets = window_lengths(data)
     pair = importlib.import_module(TASKS[name].module).TASK.make(
-        [np.full(raw, 5)], np.array([[0, 0]]), data, data.tokenizer_vocab + data.sentinels
+        [np.full(raw, 5)], np.array([[0, 0]]), data, appended(data.tokenizer_vocab, data.sentinels)
     )
     assert (np.count_nonzero(pair.inputs_BL), np.count_nonzero(pair.targets_BT)) == (inputs, targets)
 
@@ -68,7 +71,12 @@ def test_a_new_task_trains_is_logged_and_is_evaluated(tmp_path: Path, capsys: py
     assert not any("sentinel" in name for row in rows for name in row)
     said = capsys.readouterr().out
     assert "windows said backwards:" in said
-    assert f"pointsman generate {tmp_path / 'toy'} 'some input'" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("generate "))
+    command, run, text = shlex.split(line)[2:]
+    assert (command, run) == ("generate", str(tmp_path / "toy"))
+    held_out = steps(cfg, 1, split="validation")[0].micro[0].inputs_BL[0]
+    assert text in " ".join(open_corpus(cfg).tokenizer.decode(held_out).split())
+    assert len(text) > 20
     assert main(["eval", str(tmp_path / "toy")]) == 0
     assert "frequent tokens" in capsys.readouterr().out
     assert main(["fill", str(tmp_path / "toy"), "a <mask>"]) == 2
@@ -83,3 +91,23 @@ def test_an_unknown_task_is_refused_with_those_there_are() -> None:
 def test_the_decoder_must_hold_the_targets_of_a_new_task(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.decoder_length: got 23; needs at least 24"):
         toy_config(tmp_path, "data.decoder_length=23")
+
+
+def test_kinds_are_told_apart_wherever_the_sentinels_are() -> None:
+    ids = np.arange(12)
+    scattered = Vocabulary(12, (5, 11, 3))
+    assert ids[kind_of(scattered.sentinels).mask(ids)].tolist() == [3, 5, 11]
+    assert ids[text_kind(scattered).mask(ids)].tolist() == [2, 4, 6, 7, 8, 9, 10]
+    assert ids[text_kind(appended(9, 3)).mask(ids)].tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert not kind_of(()).mask(ids).any()
+
+
+def test_a_clipped_text_keeps_its_mark_in_the_middle() -> None:
+    text = "left " * 40 + "<extra_id_3> " + "right " * 40
+    cut = clip(text, 60, mark="<extra_id_3>")
+    assert "left <extra_id_3> right" in cut
+    assert len(cut) == 64
+    assert abs(cut.index("<extra_id_3>") + 6 - 30) <= 1
+    assert clip("short\n text", 60, mark="no") == "short text"
+    assert clip("<m> " + "x" * 99, 20, mark="<m>").startswith("<m> x")
+    assert clip("x" * 99 + " <m>", 20, mark="<m>").endswith("x <m>")

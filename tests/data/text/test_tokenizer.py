@@ -27,7 +27,7 @@ def test_training_twice_gives_equal_bytes(tokenizer: Tokenizer) -> None:
 def test_layout_is_t5s(tokenizer: Tokenizer) -> None:
     assert (tokenizer.pieces, tokenizer.size) == (120, 130)
     assert [tokenizer.sentinel_id(k) for k in (0, 1, 9)] == [129, 128, 120]
-    with pytest.raises(DataError, match=r"data\.sentinels is 10"):
+    with pytest.raises(DataError, match="there are 10 sentinels"):
         tokenizer.sentinel_id(10)
 
 
@@ -59,9 +59,48 @@ def test_sample_is_exact_deterministic_and_in_order() -> None:
     assert list(sample_lines(iter(lines), total=1_000, wanted=1_000)) == lines
 
 
-def test_too_many_pieces_says_how_many_would_do() -> None:
-    with pytest.raises(DataError, match=r"data.tokenizer_vocab: got 5000; .* at most \d+ pieces"):
-        train_tokenizer(LINES, pieces=5_000)
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize("pieces", [6, 20, 5_000])
+def test_a_number_of_pieces_that_cannot_be_comes_with_one_that_can(pieces: int, byte_fallback: bool) -> None:
+    lines = [*LINES, "".join(chr(0x4E00 + n) for n in range(150))]
+
+    def train(number: int) -> bytes:
+        return train_tokenizer(lines, pieces=number, character_coverage=1.0, byte_fallback=byte_fallback)
+
+    with pytest.raises(
+        DataError, match=rf"data.tokenizer_vocab: got {pieces}; .* try data.tokenizer_vocab=\d+"
+    ) as error:
+        train(pieces)
+    number = int(str(error.value).partition("try data.tokenizer_vocab=")[2].split()[0])
+    assert Tokenizer(train(number), sentinels=0, origin="x").pieces == number
+
+
+def test_text_of_blank_lines_alone_is_named() -> None:
+    with pytest.raises(DataError, match="no line but blank ones"):
+        train_tokenizer([], pieces=50)
+
+
+EMOJI = "a smile \U0001f600 and 10 \u20ac \U0001f600 \U0001f600\u20ac"
+
+
+def test_unknown_characters_are_counted(tokenizer: Tokenizer) -> None:
+    unknown = tokenizer.unknown_characters(EMOJI)
+    assert {c: unknown[c] for c in "\U0001f600\u20ac"} == {"\U0001f600": 3, "\u20ac": 2}
+    assert not tokenizer.unknown_characters("the cat")
+
+
+def test_byte_fallback_knows_every_character() -> None:
+    spelled = Tokenizer(train_tokenizer(LINES, pieces=380, byte_fallback=True), sentinels=10, origin="x")
+    assert not spelled.unknown_characters(EMOJI)
+    assert spelled.decode(spelled.encode(EMOJI)) == EMOJI
+    assert spelled.decode(spelled.encode("<0x41>\r\x0b")) == "<0x41>\r\x0b"
+
+
+def test_coverage_decides_which_characters_are_pieces() -> None:
+    lines = [*LINES, EMOJI]
+    for coverage, known in ((0.9995, False), (1.0, True)):
+        model = train_tokenizer(lines, pieces=130, character_coverage=coverage)
+        assert (not Tokenizer(model, sentinels=0, origin="x").unknown_characters(EMOJI)) == known
 
 
 def test_foreign_files_are_refused(tmp_path) -> None:

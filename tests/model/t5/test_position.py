@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,3 +71,37 @@ def test_buckets_are_computed_on_the_cpu_whatever_the_device(monkeypatch) -> Non
         bias = RelativeBias(buckets=12, max_distance=40, heads=2, tp_size=1, d_model=8, bidirectional=True)
         assert bias(5, 7).device.type == "meta"
     assert seen == ["cpu"]
+
+
+def t5_bucket(offset: int, buckets: int, max_distance: int, bidirectional: bool) -> int:
+    """Mesh TensorFlow's formula, whose logarithm is one of single precision."""
+    first, distance = 0, -offset
+    if bidirectional:
+        buckets //= 2
+        first, distance = (buckets if distance < 0 else 0), abs(distance)
+    distance = max(distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    ratio = np.log(np.float32(distance) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    return first + min(exact + int(ratio * np.float32(buckets - exact)), buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("buckets", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("max_distance", [65, 128, 200, 256, 1000])
+def test_buckets_are_those_of_t5s_formula(buckets: int, max_distance: int, bidirectional: bool) -> None:
+    offsets = torch.arange(-1200, 1201)
+    got = relative_buckets(offsets, buckets=buckets, max_distance=max_distance, bidirectional=bidirectional)
+    expected = [t5_bucket(o, buckets, max_distance, bidirectional) for o in offsets.tolist()]
+    differing = [o for o, a, b in zip(offsets.tolist(), got.tolist(), expected, strict=True) if a != b]
+    # a border that is a whole number before it is rounded down may go either way with the last bit of a logarithm
+    assert differing == [] or all(_at_a_border(o, buckets, max_distance, bidirectional) for o in differing)
+    assert len(differing) <= 2
+
+
+def _at_a_border(offset: int, buckets: int, max_distance: int, bidirectional: bool) -> bool:
+    half = buckets // 2 if bidirectional else buckets
+    exact = half // 2
+    step = math.log(abs(offset) / exact) / math.log(max_distance / exact) * (half - exact)
+    return abs(step - round(step)) < 1e-5

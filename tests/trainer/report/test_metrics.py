@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.tasks.task import TokenKind, text_kind
+from data.text.vocabulary import appended
 from model.contract import ModelOutput
 from model.losses import LossParts
 from model.moe.types import LayerRouting, RouterStats
@@ -36,7 +37,7 @@ def output(losses, layers):
     return ModelOutput(token_loss_BT=torch.tensor(losses), routing={"encoder": tuple(layers)})
 
 
-KINDS = {"text": text_kind(100), "sentinel": TokenKind(100)}
+KINDS = {"text": text_kind(appended(100, 20)), "sentinel": TokenKind(100, 120)}
 PARTS = LossParts(total=torch.tensor(9.0), ce=torch.tensor(0.5), aux=torch.tensor(0.25), z=torch.tensor(0.125))
 # ids: 0 padding, 1 EOS, 5 text, 101 sentinel (pieces = 100)
 TARGETS = torch.tensor([[101, 5, 5, 1], [101, 5, 0, 0]])
