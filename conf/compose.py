@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.errors import ConfigError
+from conf.errors import ConfigError, ConfigErrors, within
 from conf.machine import local_ranks
 from conf.reading.convert import flat, nested, to_config, to_dict
 from conf.reading.formats import modern, stamped
@@ -24,9 +24,12 @@ from conf.reading.presets import CONF_DIR, groups, presets
 from conf.reading.yaml_text import read_yaml
 from conf.rules.validate import Files, check_world, validate
 from conf.safety.redact import redact
+from conf.safety.writing import write_whole
 from conf.schema import RunConfig
 
 __all__ = ["compose", "dump", "load", "restore", "to_dict", "without_secrets", "written"]
+
+_RESTORE = 'restoring it: "config" in state.json of the run\'s newest checkpoint is the same, and JSON is YAML'
 
 OmegaConf.register_new_resolver("local_ranks", local_ranks, replace=True)  # conf/launch/local.yaml
 
@@ -101,10 +104,7 @@ def _auto_ep(tree: Any) -> int:
 
 def dump(cfg: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write `cfg` as YAML, whole or not at all, without secrets."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(to_yaml(cfg), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(Path(path), to_yaml(cfg))
 
 
 def written(cfg: RunConfig) -> dict[str, Any]:
@@ -131,31 +131,41 @@ def load(path: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> RunC
 
     Files it names need not exist here; older formats are read as well. Raises `ConfigError(s)`.
     """
-    origin = str(path)
-    tree = _read(path)
-    if overrides:
-        layers = [OmegaConf.create(modern(tree, origin=origin)), *_layers(overrides)]
-        try:
-            tree = stamped(_plain(OmegaConf.merge(*layers)))
-        except OmegaConfBaseException as error:
-            raise ConfigError(origin, got=" ".join(overrides), needs=f"settings that it has ({error})") from error
-    return restore(tree, origin=origin)
+    return restore(_read(path), origin=str(path), overrides=overrides)
 
 
-def restore(tree: Mapping[Any, Any], *, origin: str) -> RunConfig:
-    """The configuration of which `written` made `tree`, whatever release did; `origin` is where it comes from."""
-    return validate(to_config(modern(tree, origin=origin)), files="unchecked")
+def restore(tree: Mapping[Any, Any], *, origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of which `written` made `tree`, whatever release did; `origin` is where it comes from.
+
+    For `overrides` see `load`. Raises `ConfigError(s)`; what is wrong with `tree` itself is said to be in `origin`.
+    """
+    try:
+        now = modern(tree, origin=origin)
+        own = validate(to_config(now), files="unchecked")
+    except (ConfigError, ConfigErrors) as error:
+        raise within(origin, error) from None
+    if not overrides:
+        return own
+    try:
+        changed = _plain(OmegaConf.merge(OmegaConf.create(now), *_layers(overrides)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(origin, got=" ".join(overrides), needs=f"settings that it has ({error})") from error
+    return validate(to_config(changed), files="unchecked")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """What stands in a YAML file."""
     try:
-        tree = _plain(OmegaConf.create(read_yaml(path)))
+        tree = _plain(OmegaConf.create(read_yaml(path, hint=_RESTORE)))
     except FileNotFoundError:
         raise ConfigError(str(path), got="no such file", needs="the config.yaml of a run") from None
+    except ConfigError:
+        raise
     except Exception as error:  # OmegaConf passes on the YAML parser's errors, which have no common base
-        raise ConfigError(str(path), got=f"{error}", needs="YAML as written by a run") from error
-    return tree if isinstance(tree, dict) else {}
+        raise ConfigError(str(path), got=f"{error}", needs="YAML as written by a run", hint=_RESTORE) from error
+    if not isinstance(tree, dict) or not tree:
+        raise ConfigError(str(path), got=tree, needs="the settings of a run", hint=_RESTORE)
+    return tree
 
 
 def _plain(node: Any) -> Any:

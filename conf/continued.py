@@ -8,12 +8,12 @@ in the same way. The launcher and its ranks read the same folder before the run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conf.compose import checked, completed, hydra_tree, load, restore, to_dict
-from conf.errors import ConfigError
+from conf.errors import ConfigError, ConfigErrors, within
 from conf.reading.convert import flat, nested
 from conf.reading.formats import stamped
 from conf.reading.overrides import read_overrides
@@ -21,7 +21,7 @@ from conf.reading.paths import is_there, user_path
 from conf.reading.presets import presets
 from conf.reading.setting_files import expand, key_of, merged, read_settings
 from conf.rules.validate import Files
-from conf.safety.redact import REDACTED
+from conf.safety.redact import REDACTED, fits
 from conf.schema import RunConfig
 
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
@@ -32,6 +32,9 @@ _FOLLOWING = (
     "train.eval_every", "train.save_every", "schedule.warmup_steps", "parallel.ep", "parallel.etp", "launch.nproc",
     "launch.nodes", "launch.slurm_gpus_per_node", "data.cache_dir",
 )  # fmt: skip
+# Files that a run may outlive: it has its own once it has a checkpoint.
+_OF_THE_BEGINNING = ("train.from_checkpoint", "data.tokenizer")
+_PATHS = ("data.files", "data.validation_files", "data.hub_files")  # typed from one folder, written as from any
 _TOKENIZER = ("data.sentinels", "data.tokenizer_vocab")
 # Group -> the field that holds the preset's name: for folders without a record of what was typed.
 _PRESET_FIELDS = {
@@ -119,7 +122,7 @@ def _of_folder(folder: Path) -> Basis:
     values = flat(to_dict(load(folder / CONFIG)))
     words = _words(folder, values, _FOLLOWING)
     if any((folder / "checkpoints").glob("step_*")):  # what the run began with may be gone: it has its own by now
-        own = {"train.from_checkpoint": None, "data.tokenizer": str(folder / "tokenizer.model")}
+        own = dict(zip(_OF_THE_BEGINNING, (None, str(folder / "tokenizer.model")), strict=True))
         gone = {f: new for f, new in own.items() if values[f] is not None and not Path(values[f]).exists()}
         values |= gone
         words = [word for word in words if key_of(word) not in gone]
@@ -127,15 +130,37 @@ def _of_folder(folder: Path) -> Basis:
     return Basis(words, {field: value for field, value in values.items() if field not in left_out})
 
 
+def comes_with_weights(field: str) -> bool:
+    """Whether a run that starts from another one's weights takes the field along; groups follow from its own batch."""
+    return (field.startswith(("model.", "moe.")) or field in _TOKENIZER) and field != "moe.group_sequences"
+
+
 def _of_weights(folder: Path) -> Basis:
     values = flat(to_dict(load(folder / CONFIG)))
-    taken = {f: v for f, v in values.items() if f.startswith(("model.", "moe.")) or f in _TOKENIZER}
-    del taken["moe.group_sequences"]  # follows from the batch unless it was typed
+    taken = {f: v for f, v in values.items() if comes_with_weights(f)}
     words = _words(folder, values, ("moe.group_sequences",))
     words = [w for w in words if key_of(w) in ("model", "moe", "moe.group_sequences", *taken)]
     if (tokenizer := folder / "tokenizer.model").exists():
         words.append(f"data.tokenizer={tokenizer.resolve()}")
     return Basis(words, taken)
+
+
+def unexplained(folder: Path, saved: RunConfig, words: Sequence[str] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Fields of a run's config.yaml that are neither as in its checkpoint (`saved`) nor were typed since.
+
+    Field -> (value in config.yaml, value in the checkpoint). `words` are all that were typed; None: as the folder
+    records them. What follows from other fields, is of one start alone or of the run's beginning nobody reads there.
+    """
+    values, trusted = flat(to_dict(load(folder / CONFIG))), flat(to_dict(saved))
+    unread = (*_FOLLOWING, *_OF_A_START, *_OF_THE_BEGINNING)
+    unlike = {f: v for f, v in values.items() if f not in unread and not (fits(v, trusted[f]) or fits(trusted[f], v))}
+    if not unlike:
+        return {}
+    words = _words(folder, values, _FOLLOWING) if words is None else words
+    typed, keys = flat(hydra_tree(read_overrides(words), None)), {key_of(word) for word in words}
+    set_by = {f: {f, f.partition(".")[0]} & keys for f in unlike}
+    explained = {f for f in unlike if set_by[f] and (typed.get(f) == unlike[f] or f in _PATHS)}
+    return {f: (value, trusted[f]) for f, value in unlike.items() if f not in explained}
 
 
 def _words(folder: Path, values: dict[str, Any], following: Sequence[str]) -> list[str]:
@@ -144,10 +169,34 @@ def _words(folder: Path, values: dict[str, Any], following: Sequence[str]) -> li
     There a preset shows in its name, and a field that follows from others in a value that does not.
     """
     if (record := folder / OVERRIDES).exists():
-        return read_settings(record)
+        return _recorded(record, values)
     words = [f"{group}={values[field]}" for group, field in _PRESET_FIELDS.items() if values[field] in presets(group)]
     fresh = flat(hydra_tree(read_overrides(words), None))
     tree = completed(nested(values | {field: fresh[field] for field in following}), frozenset())
     derived = flat(to_dict(restore(stamped(tree), origin=str(folder / CONFIG))))
     unlike = [field for field in following if values[field] != derived[field] and field != "data.cache_dir"]
     return [*words, *(f"{field}={'null' if values[field] is None else values[field]}" for field in unlike)]
+
+
+def _recorded(record: Path, values: Mapping[str, Any]) -> list[str]:
+    """What was typed, as the folder records it. Raises ConfigError for a record that config.yaml contradicts.
+
+    Of most fields config.yaml has the last word; what follows from others is taken from the record alone.
+    """
+    words = read_settings(record)
+    try:
+        read = read_overrides(words)
+    except (ConfigError, ConfigErrors) as error:
+        raise within(str(record), error) from None
+    # ranks that a launcher started win over those that were typed
+    following = [field for field in _FOLLOWING if field in read.keys and not field.startswith("launch.")]
+    typed = flat(hydra_tree(read, None)) if following else {}
+    for field in following:
+        if typed[field] not in (None, values[field]):
+            raise ConfigError(
+                f"{record}: {field}",
+                got=typed[field],
+                needs=f"{values[field]!r}, as {CONFIG} beside it has it: one of them was changed",
+                hint=f"{field}={values[field]}",
+            )
+    return words

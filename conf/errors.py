@@ -47,6 +47,18 @@ class ConfigErrors(PointsmanError, ValueError):
         super().__init__("\n".join(str(error) for error in errors))
 
 
+def within(origin: str, error: ConfigError | ConfigErrors) -> ConfigError | ConfigErrors:
+    """The same said of a file of settings: each of its fields is named with `origin`, where it is not already."""
+    errors = error.errors if isinstance(error, ConfigErrors) else (error,)
+    named = [
+        one
+        if one.field.startswith(origin)
+        else ConfigError(f"{origin}: {one.field}", got=one.got, needs=one.needs, hint=one.hint)
+        for one in errors
+    ]
+    return named[0] if len(named) == 1 else ConfigErrors(named)
+
+
 class DataError(PointsmanError, ValueError):
     """A file, a shard or a row of data cannot be used; the text names it."""
 

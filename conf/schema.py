@@ -18,7 +18,9 @@ PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
 RouterPrecision = Literal["fp32", "activation"]
 CompileMode = Literal["off", "blocks", "model"]
-Ffn = Literal["relu", "gelu", "gated_gelu"]
+Ffn = Literal[
+    "relu", "gelu", "gelu_erf", "silu", "gated_relu", "gated_gelu", "gated_gelu_erf", "gated_silu"
+]  # fmt: skip
 ScheduleName = Literal["rsqrt", "cosine", "wsd", "linear", "constant"]
 WarmupShape = Literal["linear", "flat"]
 Precision = Literal["bf16", "fp32"]
@@ -39,7 +41,7 @@ class RawModelConfig:
     num_heads: int  # of every attention layer
     num_encoder_layers: int  # layers of the encoder
     num_decoder_layers: int  # layers of the decoder
-    ffn: Ffn  # activation of feed-forward layers and experts; gated_gelu is that of T5 v1.1
+    ffn: Ffn  # feed-forward layers and experts; T5 v1.1: gated_gelu; gelu in its tanh form, gelu_erf the exact one
     tie_embeddings: bool  # tied: logits = decoder output @ embedding.T; untied: own output matrix
     share_embeddings: bool  # one embedding for both stacks; false, untied only: one each, as in transformers 5's Switch
     logit_scale: LogitScale | None  # width: decoder output * d_model**-0.5 before the logits; None: width if tied

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.safety.writing import append_to, write_whole
 
 
 @contextmanager
@@ -22,7 +21,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        handle = append_to(path)
     except OSError as error:
         raise DataError(
             f"{path.parent}: cannot be written ({error.strerror}); set data.cache_dir (or POINTSMAN_CACHE) or --out to "
@@ -42,20 +41,10 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         DataError: it cannot be written, for example because the disk is full.
     """
-    name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(name, path)
-    except BaseException as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        write_whole(path, content, durable=True)
+    except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror}); needs room for {len(content):,} bytes: free some, or set "
             "data.cache_dir (or POINTSMAN_CACHE) or --out to a directory elsewhere"

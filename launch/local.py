@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from conf.errors import ConfigError
+from conf.safety.writing import append_to
 from conf.schema import LaunchConfig, RunConfig
 from launch.memory import check_memory
 from launch.naming import with_name
@@ -92,7 +93,7 @@ def train_in_background(overrides: Sequence[str], log: Path) -> subprocess.Popen
     environment = clean_environment(os.environ) | {BOUND_VARIABLE: str(os.getpid())}
     command = [sys.executable, "-m", "launch.cli", "train", *overrides]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
+    with append_to(log) as out:
         # A session of its own: Ctrl-C reaches this process alone, which then asks its runs to save, once.
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True

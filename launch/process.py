@@ -17,6 +17,7 @@ from pathlib import Path
 
 from conf.errors import PointsmanError, RankLost, is_peers_fault
 from conf.safety.redact import redact, redact_text
+from conf.safety.writing import write_whole
 from launch.memory import out_of_memory
 
 USER_ERROR = PointsmanError.exit_code
@@ -106,10 +107,8 @@ def note_ending(reason: str | None) -> None:
 
 
 def _leave(path: Path, text: str) -> None:
-    draft = Path(f"{path}.draft")  # the agent may look, or end this process, at any moment
     with suppress(OSError):  # losing the note must not hide the error itself
-        draft.write_text(text)
-        draft.replace(path)
+        write_whole(path, text)  # the agent may look, or end this process, at any moment
 
 
 def message_of(error: BaseException) -> str:

@@ -24,13 +24,24 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def gated_gelu(gate: Tensor, linear: Tensor) -> Tensor:
-    """gelu(gate) * linear."""
-    return gelu(gate) * linear
+def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """activation(gate) * linear."""
+    return lambda gate, linear: activation(gate) * linear
 
 
+_ACTIVATIONS: dict[Ffn, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,  # T5 v1.0
+    "gelu": gelu,
+    "gelu_erf": F.gelu,
+    "silu": F.silu,
+}
+_GATED: dict[Ffn, Ffn] = {
+    "gated_relu": "relu",
+    "gated_gelu": "gelu",  # T5 v1.1
+    "gated_gelu_erf": "gelu_erf",
+    "gated_silu": "silu",  # UL2
+}
 FORMS: dict[Ffn, Form] = {
-    "relu": Form(into=("wi",), join=F.relu),  # T5 v1.0
-    "gelu": Form(into=("wi",), join=gelu),
-    "gated_gelu": Form(into=("wi_0", "wi_1"), join=gated_gelu),  # T5 v1.1
+    **{name: Form(into=("wi",), join=act) for name, act in _ACTIVATIONS.items()},
+    **{name: Form(into=("wi_0", "wi_1"), join=_gated(_ACTIVATIONS[act])) for name, act in _GATED.items()},
 }

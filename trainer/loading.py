@@ -8,21 +8,23 @@ from pathlib import Path
 
 import torch
 
-from conf import compose
 from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.reading.paths import is_there, user_path
+from conf.reading.setting_files import key_of
 from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer
 from launch.commands.known import run_hint
 from model.build import build_model
 from model.contract import Model
+from model.hf.generation import Generation
 from parallel.engine.protocol import compute_dtype
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
 from trainer.checkpoint.reader import CheckpointReader, load_weights
 from trainer.checkpoint.store import CheckpointStore
 from trainer.device import local_device
+from trainer.resume import NO_TOKENIZER, Saved, check_config_file, saved_in
 from trainer.run_dir import RunDir
 
 
@@ -33,6 +35,7 @@ class LoadedRun:
     cfg: RunConfig
     run: RunDir
     reader: CheckpointReader
+    generation: Generation | None  # settings that an imported model came with
     module: Model
     tokenizer: Tokenizer
     device: torch.device
@@ -70,16 +73,63 @@ def single_process_config(cfg: RunConfig, run: RunDir) -> RunConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedRun:
+    """A run and the checkpoint in it that is used, with what its verified state.json says."""
+
+    run: RunDir
+    reader: CheckpointReader
+    saved: Saved
+    cfg: RunConfig  # the checkpoint's, with what was typed on top
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the checkpoint. Raises ConfigError unless it is the one it was trained with."""
+        found = Tokenizer.from_file(self.run.tokenizer, sentinels=self.cfg.data.sentinels)
+        wanted = self.saved.fingerprints.get("tokenizer", NO_TOKENIZER)
+        if wanted not in (NO_TOKENIZER, found.fingerprint):
+            raise ConfigError(
+                str(self.run.tokenizer),
+                got=f"a tokenizer of fingerprint {found.fingerprint}",
+                needs=f"the one of {wanted} that {self.reader.path} was trained with: to its weights every id of "
+                "another is another word",
+                hint="restoring the file from a copy",
+            )
+        return found
+
+
+def open_run(path: Path, mesh: Mesh, *, overrides: Sequence[str] = ()) -> OpenedRun:
+    """The run and checkpoint that `path` names (collective), its configuration as the checkpoint has it.
+
+    Raises ConfigError(s) where config.yaml beside it was changed, unless what differs is typed; for other errors see
+    `locate` and `saved_in`.
+    """
+    run, checkpoint = locate(path, mesh)
+    reader = CheckpointReader(checkpoint)
+    saved = saved_in(reader)
+    typed = {key_of(override) for override in overrides}
+    check_config_file(run, saved, lambda field, _: not {field, field.partition(".")[0]} & typed, None)
+    return OpenedRun(run=run, reader=reader, saved=saved, cfg=saved.config(overrides))
+
+
 def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
     """Load a run's weights in its precision at one process, whatever layout wrote them; every file is verified."""
-    run, checkpoint = locate(path, single_process())
-    cfg = single_process_config(compose.load(run.config, overrides=overrides), run)
     mesh = single_process()
+    opened = open_run(path, mesh, overrides=overrides)
+    tokenizer = opened.tokenizer()
+    cfg = single_process_config(opened.cfg, opened.run)
     device = local_device(cfg)
     module = build_model(cfg, mesh, device=device, dtype=compute_dtype(cfg.train.precision))
-    reader = CheckpointReader(checkpoint)
+    reader = opened.reader
     reader.check_names({name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(module)})
     load_weights(module, reader, mesh)
     module.eval()
-    tokenizer = Tokenizer.from_file(run.tokenizer, sentinels=cfg.data.sentinels)
-    return LoadedRun(cfg=cfg, run=run, reader=reader, module=module, tokenizer=tokenizer, device=device, mesh=mesh)
+    return LoadedRun(
+        cfg=cfg,
+        run=opened.run,
+        reader=reader,
+        generation=opened.saved.generation,
+        module=module,
+        tokenizer=tokenizer,
+        device=device,
+        mesh=mesh,
+    )

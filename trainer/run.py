@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf import compose
+from conf.continued import comes_with_weights
 from conf.derived.layers import is_dense
 from conf.errors import RankLost
+from conf.reading.convert import flat
+from conf.safety.writing import write_whole
 from conf.schema import RunConfig
 from data.corpus import open_corpus
 from data.tasks.task import task_of
@@ -29,9 +31,17 @@ from trainer.loop import Loop, evaluates_at, finished
 from trainer.report.log import RunLog
 from trainer.report.metrics import Report
 from trainer.report.progress import ProgressView, open_view
+from trainer.report.sinks.jsonl import read_rows
 from trainer.report.sinks.sink import Opening
 from trainer.report.summary import learning_lines, where_lines
-from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
+from trainer.resume import (
+    TrainState,
+    changed_settings,
+    check_config_file,
+    check_same_run,
+    check_same_tokenizer,
+    saved_in,
+)
 from trainer.run_dir import Ending, RunDir, discard_unstarted, open_run_dir, write_config, write_status
 from trainer.session import Session, build_session
 from trainer.signals import StopRequest
@@ -73,10 +83,13 @@ def _open(
     reader = _checkpoint_to_continue(cfg, store)
     notes: list[str] = []
     if reader is not None:
-        saved = compose.restore(reader.state["config"], origin=str(reader.path))
+        found = saved_in(reader)
+        now = flat(compose.to_dict(cfg))
+        check_config_file(run, found, lambda field, value: now[field] == value, overrides)
+        saved = found.config()
         check_same_run(saved, cfg)
         notes = changed_settings(saved, cfg)
-        notes += check_fingerprints(reader.state["fingerprints"], corpus.fingerprint, allow=cfg.train.allow_data_change)
+        notes += check_fingerprints(found.fingerprints, corpus.fingerprint, allow=cfg.train.allow_data_change)
     session = build_session(cfg, mesh, run, corpus, store)
     make_repeatable(session.device)
     state = restore(session, reader)
@@ -85,7 +98,7 @@ def _open(
         again = evaluates_at(cfg.train, state)
         session.log = RunLog(Opening(run=run, cfg=cfg, resume_step=state.step, evaluates_again=again))
         write_config(run, cfg, overrides)
-        run.tokenizer.write_bytes(corpus.tokenizer.model)
+        write_whole(run.tokenizer, corpus.tokenizer.model)
         write_status(run, "running", step=state.step)
 
     on_main(begin, mesh)
@@ -151,15 +164,18 @@ def restore(session: Session, reader: CheckpointReader | None) -> TrainState:
     if reader is not None:
         reader.check_names(session.shards)
         session.engine.load_state(reader.for_engine(session.shards))
-        return TrainState.from_json(reader.state)
+        return saved_in(reader).state
     if weights is not None:
         origin, checkpoint = locate(Path(weights), session.mesh, field="train.from_checkpoint")
         source = CheckpointReader(checkpoint)
+        found = saved_in(source)
+        now = flat(compose.to_dict(session.cfg))
+        check_config_file(origin, found, lambda field, value: comes_with_weights(field) and now[field] == value, None)
         if not session.cfg.train.allow_data_change:
-            check_same_tokenizer(source, session.corpus.tokenizer.fingerprint, origin)
+            check_same_tokenizer(found, session.corpus.tokenizer.fingerprint, origin)
         source.check_names(session.shards)
         session.engine.load_state(source.for_engine(session.shards), weights_only=True)
-        return TrainState(generation=source.state.get("generation"))
+        return TrainState(generation=found.state.generation)
     return TrainState()
 
 
@@ -221,5 +237,4 @@ def logged_loss(metrics: Path, *, step: int) -> float | None:
     """Validation loss that an earlier attempt of the run logged at `step`; None where there is none."""
     if not metrics.exists():
         return None
-    rows = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
-    return next((row["eval/loss"] for row in rows if row["step"] == step and "eval/loss" in row), None)
+    return next((row["eval/loss"] for row in read_rows(metrics) if row["step"] == step and "eval/loss" in row), None)

@@ -15,6 +15,7 @@ from conf.continued import CONFIG, OVERRIDES
 from conf.reading.paths import user_path
 from conf.reading.setting_files import settings_text
 from conf.safety.redact import redact
+from conf.safety.writing import write_whole
 from conf.schema import RunConfig
 from launch.naming import default_name
 from parallel.mesh import collectives
@@ -83,19 +84,14 @@ def write_status(
     run: RunDir, ending: Ending | Literal["running", "failed"], *, step: int, reason: str | None = None
 ) -> None:
     """Replace `status.json`. "running" is written too, so that a killed run does not show how an earlier one ended."""
-    temporary = run.status.with_suffix(".tmp")
     status = {"ending": ending, "step": step, "reason": redact(reason), "time": time.time()}
-    temporary.write_text(json.dumps(status) + "\n")
-    temporary.replace(run.status)
+    write_whole(run.status, json.dumps(status) + "\n")
 
 
 def write_config(run: RunDir, cfg: RunConfig, overrides: Sequence[str]) -> None:
     """Write the resolved configuration and what was typed for it; an older one of another content is kept beside it."""
-    run.overrides.write_text(settings_text(overrides), encoding="utf-8")
-    if run.config.exists():
-        before = run.config.read_text()
-        compose.dump(cfg, run.config)
-        if run.config.read_text() != before:
-            (run.root / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml").write_text(before)
-        return
+    write_whole(run.overrides, settings_text(overrides))
+    before = run.config.read_bytes() if run.config.exists() else None
     compose.dump(cfg, run.config)
+    if before is not None and run.config.read_bytes() != before:
+        write_whole(run.root / f"config.before-{time.strftime('%Y%m%d-%H%M%S')}.yaml", before)

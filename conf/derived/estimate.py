@@ -60,7 +60,7 @@ def count_params(model: ModelConfig, moe: MoeConfig) -> Params:
 
 def _ff_weights(model: ModelConfig, layer: Layer) -> int:
     """Weights of a layer's feed-forward layer, or of one of its experts."""
-    return (3 if layer.feed_forward == "gated_gelu" else 2) * model.d_model * model.d_ff
+    return (3 if layer.feed_forward.startswith("gated_") else 2) * model.d_model * model.d_ff
 
 
 def _scores(moe: MoeConfig, layer: Layer) -> int:

@@ -76,7 +76,8 @@ def modern(tree: Mapping[Any, Any], *, origin: str) -> dict[Any, Any]:
         del result[section][name]
     for field, value in now.items():
         section, _, name = field.partition(".")
-        result.setdefault(section, {})[name] = value
+        if isinstance(fields := result.setdefault(section, {}), dict):
+            fields[name] = value
     return result
 
 

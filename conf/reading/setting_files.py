@@ -62,7 +62,7 @@ def read_settings(path: Path) -> list[str]:
     needs = "a YAML file of settings, e.g. `train.steps: 300`"
     try:
         tree = yaml.load(read_yaml(path), yaml.BaseLoader)  # BaseLoader: texts, lists, mappings alone
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
         got = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(str(path), got=got, needs=needs) from None
     if tree and not isinstance(tree, Mapping):

@@ -11,6 +11,7 @@ import click
 
 from conf.errors import ConfigError
 from conf.safety.redact import redact_text
+from conf.safety.writing import write_whole
 from launch.commands.parameters import UserPath
 
 
@@ -31,7 +32,7 @@ OUTPUT = OutputFile()
 def write_output(path: Path, text: str) -> None:
     """Write `text` without secrets. Raises ConfigError when it cannot be written after all."""
     try:
-        path.write_text(redact_text(text), encoding="utf-8")
+        write_whole(path, redact_text(text))
     except OSError as error:
         needs = f"a file that can be written ({error.strerror})"
         raise ConfigError(str(path), got="an error", needs=needs, hint="another file") from error

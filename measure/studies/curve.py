@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -71,16 +70,6 @@ def curve_of(rows: Iterable[Mapping[str, Any]], metric: str, *, origin: Path) ->
             raise DataError(f"{origin}: {metric} at step {step} is not finite; the run diverged; try a lower --lr")
     steps = tuple(sorted(points))
     return Curve(steps=steps, losses=tuple(float(points[step]) for step in steps))
-
-
-def read_rows(metrics: Path) -> list[dict[str, Any]]:
-    """Every row of a `metrics.jsonl`. Raises DataError where it cannot be read."""
-    try:
-        return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{metrics} cannot be read ({error}); try deleting the run's folder and running again"
-        ) from None
 
 
 class Spread(NamedTuple):

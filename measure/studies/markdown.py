@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.safety.writing import write_whole
 
 CURVE_ROWS = 10
 
@@ -51,9 +51,7 @@ def write_page(path: Path, study: str, lines: Sequence[str]) -> None:
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(after, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, after)
 
 
 def publish(lines: Sequence[str], study: str, page: Path | None) -> None:

@@ -12,8 +12,8 @@ from statistics import median
 
 import torch
 
-from conf.compose import load
 from conf.derived.layers import layer_names
+from conf.safety.writing import write_whole
 from data.batch import StepBatch
 from data.corpus import Corpus, open_corpus
 from data.loader import build_loader
@@ -21,9 +21,8 @@ from data.tasks.task import target_kinds
 from parallel.engine.protocol import Engine
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
-from trainer.checkpoint.reader import CheckpointReader
 from trainer.device import local_device
-from trainer.loading import locate, single_process_config
+from trainer.loading import open_run, single_process_config
 from trainer.report.metrics import Meter
 from trainer.session import build_initialised
 from trainer.step import train_step
@@ -72,14 +71,14 @@ class _Stepper:
     """One run, ready to take steps from its trained weights."""
 
     def __init__(self, path: Path, mesh: Mesh) -> None:
-        run, checkpoint = locate(path, mesh)
+        opened = open_run(path, mesh)
         self.mesh = mesh
-        self.cfg = single_process_config(load(run.config), run)
+        self.cfg = single_process_config(opened.cfg, opened.run)
         self.device = local_device(self.cfg)
         self.corpus: Corpus = open_corpus(self.cfg)
         self.engine: Engine = build_initialised(self.cfg, mesh, self.device)
         shards = {name: shard_of(parameter, mesh) for name, parameter, _ in tagged_parameters(self.engine.module)}
-        self.engine.load_state(CheckpointReader(checkpoint).for_engine(shards), weights_only=True)
+        self.engine.load_state(opened.reader.for_engine(shards), weights_only=True)
         self._batches = build_loader(self.corpus, self.cfg, split="train", dp_rank=0, dp_size=1)
 
     def step(self, turn: int) -> float:
@@ -103,7 +102,7 @@ class _Stepper:
 
 def save_times(path: Path, times: StepTimes) -> None:
     """Keep a measurement beside the runs it belongs to."""
-    path.write_text(json.dumps({"seconds": times.seconds, "where": times.where}) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({"seconds": times.seconds, "where": times.where}) + "\n")
 
 
 def load_times(path: Path, names: Sequence[str]) -> StepTimes | None:

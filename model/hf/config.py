@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,6 +24,11 @@ from model.hf.names import Kind
 CLASSES: dict[Kind, str] = {
     "t5": "T5ForConditionalGeneration",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
+}
+# model_type of a config.json -> what computes the same, and its own class. UL2 and FLAN are T5 by name.
+_TYPES: dict[str, tuple[Kind, str]] = {
+    **{kind: (kind, name) for kind, name in CLASSES.items()},
+    "mt5": ("t5", "MT5ForConditionalGeneration"),
 }
 EOS = 1  # the id that ends a sequence, in every released model and here
 _OTHER_NAMES = {"T5WithLMHeadModel": "T5ForConditionalGeneration"}  # of the released T5 files
@@ -47,7 +52,12 @@ _ROUTER = (
     ("router_aux_loss_coef", "aux_loss_weight", float, 0.001),
     ("router_z_loss_coef", "z_loss_weight", float, 0.001),
 )
-_PROJECTIONS: dict[Ffn, str] = {"relu": "relu", "gelu": "gelu_new", "gated_gelu": "gated-gelu"}
+# Our activation, without or with a gate -> the library's name of it; below, all its names of the same function.
+_ACTIVATIONS: dict[str, str] = {"relu": "relu", "gelu": "gelu_new", "gelu_erf": "gelu", "silu": "silu"}
+_SAME = {name: ours for ours, name in _ACTIVATIONS.items()} | {
+    "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu_python": "gelu_erf", "swish": "silu",
+}  # fmt: skip
+_GATED = "gated_"
 _STACK_PREFIX: dict[Stack, str] = {"encoder": "", "decoder": "decoder_"}
 # Values that the model's arithmetic is written for; another one would silently change what it computes.
 _FIXED: tuple[tuple[str, Any], ...] = (
@@ -65,11 +75,13 @@ class HfConfig:
 
     path: Path
     kind: Kind
+    model_type: str  # "mt5" is of kind t5
     version: str  # of the library that wrote it; "unknown"
     model: dict[str, Any]  # fields of `ModelConfig`, without what only the tensors can tell (tying)
     moe: dict[str, Any]  # fields of `MoeConfig`; empty for T5
-    says_tied: bool
-    scale_key: bool | None  # "scale_decoder_outputs", which only 5.x writes, for T5
+    may_tie: bool  # the output matrix is the embedding, unless the tensors differ
+    scaled: bool  # the decoder's output is multiplied by d_model**-0.5 before the logits
+    ties_by_tensors: bool  # of a head that differs the version that wrote the file makes an untied model
     ignored: tuple[str, ...]  # keys and files that name code, which is never run
     eos: Any  # the id that ends a sequence there
 
@@ -81,7 +93,7 @@ def read_config(folder: Path) -> HfConfig:
     """
     path = folder / "config.json"
     document = read_json(path)
-    kind = _kind(path, document)
+    kind, model_type = _kind(path, document)
     sizes = {ours: _value(path, document, key, wanted, usual) for key, ours, wanted, usual in _SIZES}
     decoder = _value(path, document, "num_decoder_layers", int, sizes["num_encoder_layers"])
     _check_fixed(path, document, _FIXED + (_FIXED_ROUTER if kind == "switch_transformers" else ()))
@@ -92,7 +104,7 @@ def read_config(folder: Path) -> HfConfig:
     model = {
         **sizes,
         "num_decoder_layers": decoder,
-        "ffn": _ffn(path, document, kind),
+        "ffn": _ffn(path, document, model_type),
         "attention_dropout": dropout,  # one rate for all in the library
         "init_scale": factor**2,
     }
@@ -108,35 +120,49 @@ def read_config(folder: Path) -> HfConfig:
         if not moe["sparse_every"] and not moe["decoder_sparse_every"]:
             needs = "a layer with experts in one of the stacks: without any it is a T5"
             raise ConfigError(f"{path}: num_sparse_decoder_layers", got=0, needs=needs)
+    version = str(document.get("transformers_version", "unknown"))
     return HfConfig(
         path=path,
         kind=kind,
-        version=str(document.get("transformers_version", "unknown")),
+        model_type=model_type,
+        version=version,
         model=model,
         moe=moe,
-        says_tied=_value(path, document, "tie_word_embeddings", bool, True),
-        scale_key=_value(path, document, "scale_decoder_outputs", bool, None) if kind == "t5" else None,
+        **_tying(path, document, model_type, version),
         eos=document.get("eos_token_id", EOS),
         ignored=(*(["auto_map"] if "auto_map" in document else ()), *sorted(p.name for p in folder.glob("*.py"))),
     )
 
 
-def _kind(path: Path, document: dict[str, Any]) -> Kind:
+def _tying(path: Path, document: dict[str, Any], model_type: str, version: str) -> dict[str, bool]:
+    """What config.json says of embedding and output matrix: `may_tie`, `scaled`, `ties_by_tensors`.
+
+    5.x ties every T5 unless the tensors differ, whatever its config says, scales a T5 by a key of its own, which only
+    it writes, and an mT5 never. 4.x scales what it ties.
+    """
+    is_5 = version.startswith("5.")
+    says_tied = _value(path, document, "tie_word_embeddings", bool, model_type != "mt5" or is_5)
+    if model_type == "mt5" and is_5:
+        return {"may_tie": True, "scaled": False, "ties_by_tensors": True}
+    own = _value(path, document, "scale_decoder_outputs", bool, None) if model_type == "t5" else None
+    if own is not None:
+        return {"may_tie": True, "scaled": own, "ties_by_tensors": True}
+    return {"may_tie": says_tied, "scaled": says_tied, "ties_by_tensors": is_5}
+
+
+def _kind(path: Path, document: dict[str, Any]) -> tuple[Kind, str]:
     kind = document.get("model_type")
     listed = document.get("architectures") or []
     if not isinstance(listed, list):
         raise ConfigError(f"{path}: architectures", got=listed, needs="a list of class names")
     named = [_OTHER_NAMES.get(str(name), str(name)) for name in listed]
-    for known, class_name in CLASSES.items():
-        if kind == known:
-            if named and class_name not in named:
-                raise ConfigError(
-                    f"{path}: architectures",
-                    got=named,
-                    needs=f"{class_name}: an encoder, a decoder and an output matrix",
-                )
-            return known
-    raise ConfigError(f"{path}: model_type", got=kind, needs=" or ".join(CLASSES))
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise ConfigError(f"{path}: model_type", got=kind, needs=f"one of {', '.join(_TYPES)}")
+    ours, class_name = _TYPES[kind]
+    if named and class_name not in named and CLASSES[ours] not in named:
+        needs = f"{class_name}: an encoder, a decoder and an output matrix"
+        raise ConfigError(f"{path}: architectures", got=named, needs=needs)
+    return ours, kind
 
 
 def _value(path: Path, document: dict[str, Any], key: str, wanted: type, usual: Any) -> Any:
@@ -160,26 +186,34 @@ def _check_fixed(path: Path, document: dict[str, Any], fixed: tuple[tuple[str, A
             raise ConfigError(f"{path}: {key}", got=got, needs=f"{needed!r}: nothing else is computed here")
 
 
-def _ffn(path: Path, document: dict[str, Any], kind: Kind) -> Ffn:
-    """Which feed-forward layer: relu, or GELU (tanh form), plain or gated."""
-    if kind == "switch_transformers":
-        activation = document.get("dense_act_fn", "relu")
-        if activation != "relu":  # the library builds no gated experts, whatever the name
-            raise ConfigError(f"{path}: dense_act_fn", got=activation, needs="relu")
-        return "relu"
-    projection = document.get("feed_forward_proj", "relu")
-    found: Ffn | None = next((ours for ours, theirs in _PROJECTIONS.items() if theirs == projection), None)
-    if found is None:
-        needs = "relu (T5 v1.0), gelu_new or gated-gelu (T5 v1.1)"
-        raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs=needs)
-    wanted = _activation(found)
-    if (activation := document.get("dense_act_fn", wanted)) != wanted:
-        raise ConfigError(f"{path}: dense_act_fn", got=activation, needs=f"{wanted} with {projection}")
-    return found
+def _ffn(path: Path, document: dict[str, Any], model_type: str) -> Ffn:
+    """Which feed-forward layer. The library's Switch has no gate, whatever config.json says of one.
+
+    For the others feed_forward_proj gives activation and gate ("gated-gelu" the tanh form of GELU), over which
+    dense_act_fn and is_gated_act win where they are written.
+    """
+    projection = document.get("feed_forward_proj", "gated-gelu" if model_type == "mt5" else "relu")
+    if model_type == "switch_transformers":
+        key, activation, gated = "dense_act_fn", document.get("dense_act_fn", "relu"), False
+    else:
+        if not isinstance(projection, str):
+            raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs="a name such as gated-gelu")
+        *gate, activation = projection.split("-")
+        if gate not in ([], ["gated"]):
+            raise ConfigError(f"{path}: feed_forward_proj", got=projection, needs="ACTIVATION or gated-ACTIVATION")
+        activation = "gelu_new" if projection == "gated-gelu" else activation
+        gated = _value(path, document, "is_gated_act", bool, bool(gate))
+        key = "feed_forward_proj" if document.get("dense_act_fn") is None else "dense_act_fn"
+        activation = document.get("dense_act_fn") or activation
+    if activation not in _SAME:
+        raise ConfigError(f"{path}: {key}", got=activation, needs=f"an activation of {', '.join(_SAME)}")
+    return cast(Ffn, _GATED * gated + _SAME[activation])
 
 
-def _activation(ffn: Ffn) -> str:
-    return "relu" if ffn == "relu" else "gelu_new"
+def _theirs(ffn: Ffn) -> tuple[str, str]:
+    """Their names (feed_forward_proj, dense_act_fn) of our form."""
+    gated, activation = ffn.startswith(_GATED), _ACTIVATIONS[ffn.removeprefix(_GATED)]
+    return ("gated-" * gated + ("gelu" if activation == "gelu_new" and gated else activation)), activation
 
 
 def sparse_step(path: Path, document: dict[str, Any], stack: Stack, layers: int) -> int:
@@ -259,7 +293,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
         "layer_norm_epsilon": model.norm_epsilon,
         "dropout_rate": model.dropout,
         "initializer_factor": model.init_scale**0.5,
-        "dense_act_fn": _activation(model.ffn),
+        "dense_act_fn": _theirs(model.ffn)[1],
         "is_encoder_decoder": True,
         "pad_token_id": 0,
         "eos_token_id": 1,
@@ -271,7 +305,7 @@ def to_document(cfg: RunConfig, *, kind: Kind, dtype: torch.dtype, copies_head: 
         "tie_word_embeddings": scaled if kind == "switch_transformers" or not tied else True,
     }
     if kind == "t5":
-        document |= {"feed_forward_proj": _PROJECTIONS[model.ffn], "is_gated_act": model.ffn == "gated_gelu"}
+        document |= {"feed_forward_proj": _theirs(model.ffn)[0], "is_gated_act": model.ffn.startswith(_GATED)}
         if scaled != document["tie_word_embeddings"]:
             document["scale_decoder_outputs"] = scaled
         return document

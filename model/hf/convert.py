@@ -21,30 +21,29 @@ class Tying:
 
     tie_embeddings: bool
     share_embeddings: bool  # false: the stacks' own embeddings differ from the shared one, which is then never read
-    scaled: bool  # the decoder's output is multiplied by d_model**-0.5 before the logits
     copies: tuple[str, ...]  # tensors left out: they repeat the embedding, or it is the embedding that no stack reads
+    stored_as: str | None  # the name of the embedding where it is not `EMBEDDING`
 
 
 def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
-    """What the library would make of the embeddings. Raises CheckpointError where it would lose some of them."""
-    scaled = hf.says_tied if hf.scale_key is None else hf.scale_key
-    may_tie = (
-        hf.says_tied or hf.scale_key is not None
-    )  # 5.x ties T5 whatever its config says, unless the tensors differ
-    if EMBEDDING not in folder.names:
-        raise CheckpointError(f"{folder.folder}: lacks {EMBEDDING}, the embedding of both stacks")
-    embedding = folder.read(EMBEDDING)
+    """What the library would make of the embeddings, by whichever of their names they are there.
+
+    Afterwards a shared embedding is in `folder` as `EMBEDDING` in any case. Raises CheckpointError where the library
+    would lose some of them.
+    """
+    stored_as = _find_embedding(hf, folder)
+    embedding = folder.read(EMBEDDING if EMBEDDING in folder.names else COPIES[0])
     copies = _find_copies(hf, folder, embedding)
     tie = HEAD not in folder.names
-    if tie and not may_tie:
+    if tie and not hf.may_tie:
         raise CheckpointError(
             f"{folder.folder}: config.json says tie_word_embeddings=false, but there is no {HEAD}: the output matrix "
             "is lost (the library would fill it with random numbers)"
         )
-    if not tie and may_tie:
+    if not tie and hf.may_tie:
         head = folder.read(HEAD)
         tie = _equal(head, embedding)
-        if not tie and hf.scale_key is None and not hf.version.startswith("5."):
+        if not tie and not hf.ties_by_tensors:
             raise CheckpointError(
                 f"{folder.folder}: config.json (transformers {hf.version}) says tie_word_embeddings=true, but {HEAD} "
                 f"differs from {EMBEDDING}: 4.x would throw {HEAD} away, 5.x would use it. Set tie_word_embeddings "
@@ -56,10 +55,29 @@ def find_tying(hf: HfConfig, folder: TensorFolder) -> Tying:
                 f"{folder.folder}: {' and '.join(COPIES)} differ from {EMBEDDING}, to which the output matrix is tied: "
                 f"a model here has either one tied embedding or an output matrix ({HEAD}) of its own"
             )
-        return Tying(tie_embeddings=False, share_embeddings=False, scaled=scaled, copies=(EMBEDDING,))
+        return Tying(tie_embeddings=False, share_embeddings=False, copies=(EMBEDDING,), stored_as=None)
     if tie and HEAD in folder.names:
         copies = (*copies, HEAD)
-    return Tying(tie_embeddings=tie, share_embeddings=True, scaled=scaled, copies=copies)
+    return Tying(tie_embeddings=tie, share_embeddings=True, copies=copies, stored_as=stored_as)
+
+
+def _find_embedding(hf: HfConfig, folder: TensorFolder) -> str | None:
+    """Make the embedding of both stacks known as `EMBEDDING`; the name it is stored by, if that is another.
+
+    Without `EMBEDDING` one stack's serves both, and a tied output matrix serves where there is none, as in transformers
+    5; two that differ stay what they are.
+    """
+    if EMBEDDING in folder.names:
+        return None
+    own = [name for name in COPIES if name in folder.names]
+    if len(own) == len(COPIES) and not _equal(*(folder.read(name) for name in own)):
+        return None
+    own += [HEAD] if hf.may_tie and HEAD in folder.names else []
+    if not own:
+        names = ", ".join((EMBEDDING, *COPIES, *([HEAD] if hf.may_tie else [])))
+        raise CheckpointError(f"{folder.folder}: there is no embedding; needs one of {names}")
+    folder.also_name(EMBEDDING, own[0])
+    return own[0]
 
 
 def _find_copies(hf: HfConfig, folder: TensorFolder, embedding: Tensor) -> tuple[str, ...] | None:

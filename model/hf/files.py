@@ -6,6 +6,7 @@ code that a folder carries is never looked at.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
@@ -25,6 +26,7 @@ SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # fp32 holds every value of each of them
 _SAFE_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CHECKSUM = "sha256"  # in the metadata of a file that carries its own
 SHARD_BYTES = 5_000_000_000  # as transformers' default
 
 
@@ -36,6 +38,7 @@ class TensorFolder:
         self.folder = folder
         self.kind, self._listed = _locate(folder)
         self._open: dict[str, _TensorFile] = {}
+        self._aliases: dict[str, str] = {}
         self._where: dict[str, str] = {}
         for file, promised in self._listed.items():
             held = self._file(file).names()
@@ -47,14 +50,23 @@ class TensorFolder:
                         f"{folder}: tensor {name} is in {self._where[name]} and in {file}; one of them must go"
                     )
                 self._where[name] = file
+        for file in self._listed:  # safetensors' save_model keeps one of the names of a tensor and notes the others
+            for name, kept in self._file(file).metadata().items():
+                if kept in self._where and name not in self._where:
+                    self.also_name(name, kept)
+
+    def also_name(self, name: str, kept: str) -> None:
+        """Let a tensor that is there be found by another name as well."""
+        self._aliases[name] = kept
 
     @property
     def names(self) -> frozenset[str]:
-        """Every tensor of every file."""
-        return frozenset(self._where)
+        """Every tensor of every file, by all its names."""
+        return frozenset(self._where) | frozenset(self._aliases)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading its values."""
+        name = self._aliases.get(name, name)
         return self._file(self._where[name]).shape(name)
 
     def dtypes(self) -> frozenset[str]:
@@ -63,6 +75,7 @@ class TensorFolder:
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU, as stored. Raises CheckpointError for a type that holds no plain weights, or NaN."""
+        name = self._aliases.get(name, name)
         file = self._where[name]
         value = self._file(file).read(name)
         if value.dtype not in FLOATS or value.layout != torch.strided or value.is_meta:
@@ -89,7 +102,9 @@ class TensorFolder:
 def _locate(folder: Path) -> tuple[str, dict[str, frozenset[str] | None]]:
     """("safetensors" or "bin", file -> tensors its index promises; None: no index), in the library's own order."""
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is not a folder; give one with {SAFE} and config.json in it")
+        raise CheckpointError(
+            f"{folder}: is not a folder; give one with {SAFE} and config.json in it, or org/name of the hub"
+        )
     for whole, index, kind in ((SAFE, SAFE_INDEX, "safetensors"), (BIN, BIN_INDEX, "bin")):
         if (folder / whole).exists():
             if not (folder / whole).is_file():
@@ -143,6 +158,10 @@ def read_json(path: Path) -> dict[str, Any]:
 class _TensorFile(ABC):
     """One file of tensors."""
 
+    def metadata(self) -> dict[str, str]:
+        """Texts that the writer left beside the tensors."""
+        return {}
+
     @abstractmethod
     def names(self) -> frozenset[str]:
         """Every tensor of the file."""
@@ -171,6 +190,9 @@ class _SafeFile(_TensorFile):
             raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
         self._names = frozenset(self._file.keys())
 
+    def metadata(self) -> dict[str, str]:
+        return self._file.metadata() or {}
+
     def names(self) -> frozenset[str]:
         return self._names
 
@@ -188,10 +210,27 @@ class _SafeFile(_TensorFile):
             raise CheckpointError(f"{self._path}: {name}: {error}") from error
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one file. Raises CheckpointError if it is not whole."""
+def write_kept(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One file that carries its own checksum, for `read_kept`."""
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(whole, path, metadata={"format": "pt", _CHECKSUM: _digest(whole)})
+
+
+def read_kept(path: Path) -> dict[str, Tensor]:
+    """What `write_kept` wrote. Raises CheckpointError if a byte of it is another."""
     file = _SafeFile(path)
-    return {name: file.read(name) for name in sorted(file.names())}
+    tensors = {name: file.read(name) for name in sorted(file.names())}
+    if file.metadata().get(_CHECKSUM, _digest(tensors)) != _digest(tensors):  # older releases wrote none
+        raise CheckpointError(f"{path}: was changed after it was written; restore it from a copy, or remove it")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class _BinFile(_TensorFile):

@@ -23,7 +23,9 @@ WRONG_SWITCH = (
 
 def import_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolder) -> list[str]:
     """Lines about what this import means."""
-    lines = [f"{hf.path.parent}: {hf.kind}, written by transformers {hf.version}"]
+    lines = [f"{hf.path.parent}: {hf.model_type}, written by transformers {hf.version}"]
+    if hf.model_type != hf.kind:
+        lines.append(f"computed as {hf.kind}, of which it is a copy by another name; an export is a {hf.kind}")
     lines += _file_notes(hf, cfg, tying, folder)
     if hf.kind == "switch_transformers":
         lines += _switch_notes(hf, cfg, tying)
@@ -47,11 +49,13 @@ def _file_notes(hf: HfConfig, cfg: RunConfig, tying: Tying, folder: TensorFolder
             f"no part of the model, since the library never reads it: {', '.join(unread)}; kept beside the run, and an "
             "export of the run gives it back"
         )
+    if tying.stored_as:
+        lines.append(f"there is no {EMBEDDING}: {tying.stored_as} is the embedding of both stacks, as in the library")
     if not cfg.model.share_embeddings:
         lines.append("encoder and decoder have an embedding of their own each (model.share_embeddings=false)")
-    elif tying.copies:
-        lines.append(f"equal copies of the embedding, kept once: {', '.join(tying.copies)}")
-    if tying.tie_embeddings and not tying.scaled:
+    elif copies := [name for name in tying.copies if name != tying.stored_as]:
+        lines.append(f"equal copies of the embedding, kept once: {', '.join(copies)}")
+    if tying.tie_embeddings and not hf.scaled:
         lines.append("the output matrix is the embedding, unscaled (how transformers 5 builds T5 v1.1 from a config)")
     if hf.eos not in (EOS, [EOS]):
         lines.append(f"eos_token_id is {hf.eos} there; fill and generate stop at id {EOS}, and export writes {EOS}")

@@ -1,21 +1,49 @@
 """A checkpoint is only continued by the run it belongs to."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from conf.compose import compose, restore
-from conf.errors import ConfigError
-from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer
+from conf.errors import CheckpointError, ConfigError
+from trainer.resume import TrainState, changed_settings, check_same_run, check_same_tokenizer, saved_in
 from trainer.run_dir import RunDir
+
+
+def reader_of(state):
+    """A stand-in for the reader of a checkpoint of step 2."""
+    return SimpleNamespace(path=Path("step_00000002"), step=2, state=state)
 
 
 def test_state_round_trip():
     state = TrainState().advanced(tokens=100, wall_s=1.5).advanced(tokens=50, wall_s=0.5)
-    stored = state.to_json(compose([]), {"data": "abc"})
-    assert TrainState.from_json(stored) == TrainState(step=2, tokens=150, wall_s=2.0)
-    assert stored["fingerprints"] == {"data": "abc"}
+    cfg = compose([])
+    saved = saved_in(reader_of(state.to_json(cfg, {"data": "abc"})))
+    assert saved.state == TrainState(step=2, tokens=150, wall_s=2.0)
+    assert saved.fingerprints == {"data": "abc"}
+    assert saved.config() == cfg
+    assert saved.config(["moe.eval_capacity_factor=7"]).moe.eval_capacity_factor == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", 3), ("step", True), ("step", "2"), ("tokens", -1), ("tokens", 1.0), ("wall_s", "1"),
+        ("wall_s", float("inf")), ("fingerprints", []), ("fingerprints", {"data": 3}), ("config", None), ("config", []),
+        ("generation", 5), ("generation", {"defaults": {"num_beams": "x"}, "tasks": {}}),
+    ],
+)  # fmt: skip
+def test_a_state_that_was_never_written_is_a_damaged_checkpoint(key, value):
+    state = {"step": 2, "tokens": 0, "wall_s": 0.0, "fingerprints": {"data": "abc"}, "config": {}}
+    assert saved_in(reader_of(state)).tree == {}
+    with pytest.raises(CheckpointError, match=rf"state\.json: .*{key}|state\.json: its generation"):
+        saved_in(reader_of(state | {key: value}))
+    if key != "generation":
+        del state[key]
+        with pytest.raises(CheckpointError, match=f"{key} is missing"):
+            saved_in(reader_of(state))
 
 
 @pytest.mark.parametrize(
@@ -60,10 +88,10 @@ def test_another_source_needs_permission(tmp_path):
 
 
 def test_weights_are_refused_for_another_tokenizer(tmp_path):
-    reader = SimpleNamespace(path=tmp_path, state={"fingerprints": {"tokenizer": "abc"}})
-    check_same_tokenizer(reader, "abc", RunDir(root=tmp_path))
+    saved = saved_in(reader_of(TrainState(step=2).to_json(compose([]), {"tokenizer": "abc"})))
+    check_same_tokenizer(saved, "abc", RunDir(root=tmp_path))
     with pytest.raises(ConfigError, match=r"data\.tokenizer=.*tokenizer\.model"):
-        check_same_tokenizer(reader, "xyz", RunDir(root=tmp_path))
+        check_same_tokenizer(saved, "xyz", RunDir(root=tmp_path))
 
 
 def test_a_checkpoint_of_an_older_format_belongs_to_the_same_run():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import CheckpointError
+from conf.safety.writing import write_whole
 from parallel.mesh import collectives
 from parallel.mesh.axes import Axis
 from parallel.mesh.collectives import fault_point
@@ -56,8 +57,7 @@ def write_checkpoint(job: SaveJob) -> Path:
 
 
 def _fresh_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    files.delete(folder)
     folder.mkdir(parents=True)
 
 
@@ -69,11 +69,12 @@ def _describe(folder: Path, written: dict[str, list[list[Any]]]) -> dict[str, An
 
 def _finish(folder: Path, job: SaveJob, described: list[dict[str, Any]]) -> None:
     """Rank 0: state.json, then the manifest, then the directory's entries."""
-    files.write_durably(folder / STATE_FILE, job.state)
+    write_whole(folder / STATE_FILE, job.state, durable=True)
     listed = {name: FileEntry(size=size, sha256=sha) for d in described for name, (size, sha) in d["files"].items()}
     listed[STATE_FILE] = files.describe_file(folder / STATE_FILE)
     tensors = tensor_entries([d["written"] for d in described])
-    files.write_durably(folder / MANIFEST_FILE, Manifest(step=job.step, tensors=tensors, files=listed).encode())
+    manifest = Manifest(step=job.step, tensors=tensors, files=listed)
+    write_whole(folder / MANIFEST_FILE, manifest.encode(), durable=True)
     files.sync_folder(folder)
 
 

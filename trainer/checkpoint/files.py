@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from conf.errors import ConfigError
+from conf.safety.writing import open_in_place
 from trainer.checkpoint.manifest import FileEntry
 
 LOCK_FILE = ".lock"
@@ -64,9 +65,17 @@ def remove(folder: Path) -> None:
     if folder.name.startswith("."):
         doomed = folder
     else:
-        shutil.rmtree(doomed, ignore_errors=True)
+        delete(doomed)
         folder.rename(doomed)
-    shutil.rmtree(doomed)
+    delete(doomed)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder if it is there; of a link, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def remove_uncommitted(root: Path) -> list[str]:
@@ -94,6 +103,8 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 def problem_of(path: Path, expected: FileEntry) -> str | None:
     """What is wrong with a file, or None."""
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            return f"{path.name}: is not a plain file"
         if (size := path.stat().st_size) != expected.size:
             return f"{path.name}: {size} bytes, the manifest says {expected.size}"
         found = describe_file(path)
@@ -102,14 +113,6 @@ def problem_of(path: Path, expected: FileEntry) -> str | None:
     if found.sha256 != expected.sha256:
         return f"{path.name}: sha256 {found.sha256[:12]}.., the manifest says {expected.sha256[:12]}.."
     return None
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on stable storage."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -129,8 +132,8 @@ class FolderLock:
     """
 
     def __init__(self, root: Path) -> None:
-        """Take the lock. Raises ConfigError naming the owner if another process has it."""
-        self._handle = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        """Take the lock. Raises ConfigError naming the owner if another process has it, OSError for no plain file."""
+        self._handle = open_in_place(root / LOCK_FILE, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:

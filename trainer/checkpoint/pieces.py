@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from conf.errors import CheckpointError
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import Shard
 from trainer.checkpoint.manifest import tensor_key
+from trainer.checkpoint.tiling import tiling_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,31 +127,6 @@ def _tiling_problem(found: dict[int, PieceNote]) -> str | None:
     if len(described) > 1:
         return f"ranks disagree on its shape or dtype: {sorted(str(d) for d in described)}"
     return tiling_problem(notes[0].shape, [(note.offsets, note.local_shape) for note in notes])
-
-
-def tiling_problem(shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str | None:
-    """Why boxes, as (offsets, sizes), do not cover a tensor exactly once; None if they do.
-
-    The boxes' edges cut the tensor into cells; every cell must be taken once. A regular grid has one cell a box.
-    """
-    for offsets, sizes in boxes:
-        if any(o < 0 or o + n > whole for o, n, whole in zip(offsets, sizes, shape, strict=True)):
-            return f"piece {list(sizes)} at {list(offsets)} leaves the tensor of shape {list(shape)}"
-    edges = [
-        sorted({0, whole} | {o[d] for o, _ in boxes} | {o[d] + n[d] for o, n in boxes}) for d, whole in enumerate(shape)
-    ]
-    place = [{edge: i for i, edge in enumerate(row)} for row in edges]
-    taken: set[tuple[int, ...]] = set()
-    for offsets, sizes in boxes:
-        spans = (range(place[d][o], place[d][o + n]) for d, (o, n) in enumerate(zip(offsets, sizes, strict=True)))
-        for cell in product(*spans):
-            if cell in taken:
-                return f"pieces overlap at {[edges[d][i] for d, i in enumerate(cell)]}"
-            taken.add(cell)
-    for cell in product(*(range(len(list(pairwise(row)))) for row in edges)):
-        if cell not in taken:
-            return f"no rank gave the part at {[edges[d][i] for d, i in enumerate(cell)]} of shape {list(shape)}"
-    return None
 
 
 def _listed(problems: list[str], most: int = 8) -> str:

@@ -29,7 +29,17 @@ class CheckpointReader:
         self.path = path
         self._manifest = load_manifest(path)
         self._files: dict[str, Any] = {}  # open safetensors files; their pages are mapped, not read
-        self.state: dict[str, Any] = json.loads(self._verified(STATE_FILE).read_bytes())
+        self.state = self._read_state()
+
+    def _read_state(self) -> dict[str, Any]:
+        path = self._verified(STATE_FILE)
+        try:
+            state = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); its digest is right") from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: needs a JSON object, got a {type(state).__name__}")
+        return state
 
     @property
     def step(self) -> int:
@@ -61,6 +71,8 @@ class CheckpointReader:
         if shard is None:
             shard = Shard(global_shape=entry.shape, offsets=(0,) * len(entry.shape), local_shape=entry.shape)
         elif entry.dims is not None:
+            if max(entry.dims, default=0) >= len(shard.global_shape):
+                raise CheckpointError(f"{self.path}: {kind} of {name} keeps dims {list(entry.dims)}, which it lacks")
             shard = kept(shard, entry.dims)
         if shard.global_shape != entry.shape:
             raise CheckpointError(

@@ -31,7 +31,7 @@ def evaluate_run(path: Path, *, overrides: Sequence[str] = ()) -> None:
     loaded = load_run(path, overrides=overrides)
     held_out = HeldOut(loaded)
     straight, unigram = held_out.report(), held_out.unigram_nats()
-    print(f"{loaded.reader.path} at step {loaded.reader.state['step']}, {straight.tokens:,.0f} target tokens")
+    print(f"{loaded.reader.path} at step {loaded.reader.step}, {straight.tokens:,.0f} target tokens")
     shuffled = held_out.report(shuffled=True)
     print("\n".join(learning_lines(first_loss=None, last=straight, unigram_nats=unigram, shuffled=shuffled)))
     print(routing_table(straight, capacity_factor=loaded.cfg.moe.eval_capacity_factor))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conf.schema import RunConfig
+    from trainer.loading import OpenedRun
     from trainer.run_dir import RunDir
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -76,17 +77,14 @@ def export_run(
     """
     from safetensors import SafetensorError
 
-    from conf import compose
-    from data.text.tokenizer import Tokenizer
     from data.text.tokenizer_json import write_tokenizer
     from model.hf.names import EMBEDDING
     from model.hf.notes import export_notes
     from parallel.mesh.axes import single_process
-    from trainer.checkpoint.reader import CheckpointReader
-    from trainer.loading import locate
+    from trainer.loading import open_run
 
-    run, checkpoint = locate(run_path, single_process())
-    cfg = compose.load(run.config)
+    opened = open_run(run_path, single_process())
+    run, cfg = opened.run, opened.cfg
     _check_expressible(cfg, expert_capacity)
     target = run.root / "huggingface" if folder is None else user_path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -96,9 +94,9 @@ def export_run(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if with_tokenizer and run.tokenizer.exists():  # before the weights, since it may be refused
-            write_tokenizer(Tokenizer.from_file(run.tokenizer, sentinels=cfg.data.sentinels), partial)
+            write_tokenizer(opened.tokenizer(), partial)
         kept = _read_unread(run, cfg)
-        kind = _write(cfg, CheckpointReader(checkpoint), partial, dtype, shard_bytes, expert_capacity, kept)
+        kind = _write(opened, partial, dtype, shard_bytes, expert_capacity, kept)
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -120,8 +118,9 @@ def _check_expressible(cfg: RunConfig, expert_capacity: int | None) -> None:
         )
     if is_dense(cfg):
         return
-    if cfg.model.ffn != "relu":
-        raise ConfigError("model.ffn", got=cfg.model.ffn, needs="relu: the library's Switch model has no gated experts")
+    if cfg.model.ffn.startswith("gated_"):
+        needs = "one without a gate: the library's Switch model has no gated experts"
+        raise ConfigError("model.ffn", got=cfg.model.ffn, needs=needs)
     routers = {str(layer.router) for layer in expert_layers(cfg.model, cfg.moe)}
     if routers != {"switch"}:
         raise ConfigError(
@@ -134,12 +133,12 @@ def _read_unread(run: RunDir, cfg: RunConfig) -> dict[str, Tensor]:
 
     Raises CheckpointError for a file that is not whole or not of this model.
     """
-    from model.hf.files import read_safetensors
+    from model.hf.files import read_kept
     from model.hf.names import EMBEDDING
     from trainer.commands.import_hf import UNREAD_FILE
 
     path = run.root / UNREAD_FILE
-    kept = read_safetensors(path) if path.exists() else {}
+    kept = read_kept(path) if path.exists() else {}
     if cfg.model.share_embeddings:
         kept.pop(EMBEDDING, None)
     needed = (cfg.model.vocab_size, cfg.model.d_model)
@@ -149,8 +148,7 @@ def _read_unread(run: RunDir, cfg: RunConfig) -> dict[str, Tensor]:
 
 
 def _write(
-    cfg: RunConfig,
-    reader: Any,
+    opened: OpenedRun,
     folder: Path,
     dtype: torch.dtype,
     shard_bytes: int,
@@ -161,11 +159,12 @@ def _write(
     from model.hf.config import to_document
     from model.hf.convert import ToTheirs, their_shapes
     from model.hf.files import write_tensors
-    from model.hf.generation import FILE, generation_of
+    from model.hf.generation import FILE
     from model.hf.names import COPIES, EMBEDDING, HEAD, pairs
     from parallel.engine.protocol import MASTER
     from trainer.commands.import_hf import logical_shapes
 
+    cfg, reader = opened.cfg, opened.reader
     kind = "t5" if is_dense(cfg) else "switch_transformers"
     ours = logical_shapes(cfg)
     # An untied Switch model of the library has three embeddings, all of which must be there;
@@ -187,7 +186,7 @@ def _write(
     document = to_document(cfg, kind=kind, dtype=dtype, copies_head=HEAD in copies)
     if capacity is not None:
         document["expert_capacity"] = capacity
-    imported = generation_of(reader.state, str(reader.path))
+    imported = opened.saved.generation
     generation, more = imported.beside() if imported else ({}, {})
     _write_json(folder / "config.json", dict(sorted((document | more).items())))
     _write_json(folder / FILE, generation | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0})

@@ -12,6 +12,7 @@ import click
 
 from conf.errors import CheckpointError, ConfigError, ConfigErrors
 from conf.safety import shell
+from conf.safety.writing import write_whole
 from launch.commands.kinds import define
 from launch.commands.parameters import FILE, FOLDER, option, takes_overrides
 
@@ -33,18 +34,54 @@ SENTINELS = 100  # extra ids of every released T5 and Switch tokenizer
 SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
 
 
-@define(examples=("pointsman import-hf ~/switch-base-8 --name switch",))
+@define(
+    examples=(
+        "pointsman import-hf ~/switch-base-8 --name switch",
+        "pointsman import-hf google/switch-base-8        fetched from the hub, or from its cache",
+    )
+)
 @click.argument(
-    "folder", type=FOLDER, metavar="DIR", help="a folder with config.json and *.safetensors (or pytorch_model*.bin)"
+    "folder",
+    type=FOLDER,
+    metavar="DIR",
+    help="a folder with config.json and *.safetensors (or pytorch_model*.bin), or org/name of the hub",
 )
 @takes_overrides()
 @option("--name", help="name of the run (default: the folder's name)")
 @option("--runs-dir", type=FOLDER, default="runs", metavar="DIR", help="where runs live")
 @option("--tokenizer", type=FILE, metavar="FILE", help="sentencepiece .model file, where the folder has none")
-def command(folder: Path, overrides: tuple[str, ...], name: str | None, runs_dir: Path, tokenizer: Path | None) -> int:
-    """Import a Hugging Face T5 or SwitchTransformers checkpoint as a run folder."""
+@option("--revision", metavar="NAME", help="of org/name: a branch, tag or commit (default: main)")
+def command(
+    folder: Path,
+    overrides: tuple[str, ...],
+    name: str | None,
+    runs_dir: Path,
+    tokenizer: Path | None,
+    revision: str | None,
+) -> int:
+    """Import a Hugging Face T5, mT5 or SwitchTransformers checkpoint as a run folder."""
+    from model.hf.hub import download, is_repository
+
+    repository = str(folder)
+    if is_repository(repository):
+        name = name or folder.name
+        check_new(runs_dir / name)  # before anything is fetched
+        folder = download(repository, revision=revision)
+        print(f"{repository}: commit {folder.name}")
+    elif revision is not None:
+        raise ConfigError("--revision", got=revision, needs=f"org/name of the hub, and {folder} is none")
+    elif not folder.is_dir():
+        needs = "a folder with config.json and tensors, or org/name of the hub"
+        raise ConfigError("DIR", got=repository, needs=needs, hint="google/switch-base-8, if that is what is meant")
     import_run(folder, overrides=overrides, name=name, runs_dir=runs_dir, tokenizer=tokenizer)
     return 0
+
+
+def check_new(root: Path) -> None:
+    """Raise ConfigError if there is a run already."""
+    if root.exists():
+        hint = shell.line(["--name", f"{root.name}-imported"])
+        raise ConfigError("--name", got=str(root), needs="a run that does not exist yet", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +152,10 @@ def _model_settings(hf: HfConfig, tying: Tying) -> tuple[str, ...]:
     base = "switch_base_8" if hf.kind == "switch_transformers" else "t5_v1_1_small"
     values: dict[str, Any] = {f"model.{name}": value for name, value in hf.model.items()}
     values |= {
-        "model.preset": hf.kind,
+        "model.preset": hf.model_type,
         "model.tie_embeddings": tying.tie_embeddings,
         "model.share_embeddings": tying.share_embeddings,
-        "model.logit_scale": "width" if tying.scaled else "one",
+        "model.logit_scale": "width" if hf.scaled else "one",
         "moe.defects": "reproduced",
     }
     values |= {f"moe.{name}": value for name, value in hf.moe.items()}
@@ -195,20 +232,19 @@ def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
 
 
 def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
-    from safetensors.torch import save_file
-
     from model.hf.convert import unread_tensors
+    from model.hf.files import write_kept
     from parallel.engine.protocol import MASTER, StateTensor
     from parallel.layers.sharding import Shard
     from parallel.mesh.axes import single_process
     from trainer.checkpoint.store import CheckpointStore
-    from trainer.resume import TrainState
+    from trainer.resume import NO_TOKENIZER, TrainState
     from trainer.run_dir import RunDir, write_config, write_status
 
     run = RunDir(root=root)
     run.checkpoints.mkdir(parents=True)
     shards = {name: Shard(global_shape=s, offsets=(0,) * len(s), local_shape=s) for name, s in source.shapes.items()}
-    fingerprints = {"tokenizer": tokenizer.fingerprint if tokenizer else "none", "data": "imported"}
+    fingerprints = {"tokenizer": tokenizer.fingerprint if tokenizer else NO_TOKENIZER, "data": "imported"}
     store = CheckpointStore(run.checkpoints, single_process())
     try:
         states = (StateTensor(name=name, kind=MASTER, value=value) for name, value in source.tensors())
@@ -218,10 +254,9 @@ def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Pat
         assert result is not None
         assert result.path is not None, "a save that did not fail has a folder"
         if unread := unread_tensors(source.folder, source.cfg):
-            kept = {name: source.folder.read(name).contiguous() for name in unread}
-            save_file(kept, root / UNREAD_FILE, metadata={"format": "pt"})
+            write_kept(root / UNREAD_FILE, {name: source.folder.read(name) for name in unread})
         if tokenizer is not None:
-            run.tokenizer.write_bytes(tokenizer.model)
+            write_whole(run.tokenizer, tokenizer.model)
         write_config(run, source.cfg, source.overrides)
         write_status(run, "done", step=0, reason=f"imported from {source.hf.path.parent}")
         return result.path
@@ -240,21 +275,15 @@ def import_run(
     """Make a run of the checkpoint in `folder` and print what differs and what to do with it; the run's folder."""
     name = name or folder.resolve().name
     root = runs_dir / name
-    if root.exists():
-        raise ConfigError(
-            "--name",
-            got=str(root),
-            needs="a run that does not exist yet",
-            hint=shell.line(["--name", f"{name}-imported"]),
-        )
+    check_new(root)
     from model.hf.notes import generation_notes, import_notes
 
     file = find_tokenizer(folder, tokenizer)
     typed = [f"name={name}", f"runs_dir={runs_dir.resolve()}", *overrides]
     source = open_import(folder, overrides=typed, sentinels=known_sentinels(folder, file))
     checkpoint = write_run(source, root, read_tokenizer(file, source.cfg) if file else None)
-    print("\n".join(import_notes(source.hf, source.cfg, source.tying, source.folder)))
-    print("\n".join(generation_notes(source.generation)))
+    notes = import_notes(source.hf, source.cfg, source.tying, source.folder)
+    print("\n".join([*notes, *generation_notes(source.generation)]))
     print(f"\n{checkpoint}: {sum(map(_numel, source.shapes.values())):,} parameters of {folder}")
     print("\n".join(_closing(source, root, file, folder)))
     return root

@@ -19,7 +19,7 @@ from data.prepare import prepare_data
 from data.tasks.task import target_kinds
 from data.text.tokenizer import Tokenizer
 from model.generate import GenerateOptions
-from model.hf.generation import KNOWN, Generation, generation_of, our_options
+from model.hf.generation import KNOWN, our_options
 from trainer.commands.arguments import Decoding
 from trainer.commands.filling import Filled, check_fills, encode_masked, fill_texts, generate_rows
 from trainer.evaluate import evaluate, unigram_nats
@@ -91,7 +91,7 @@ class TrainedModel:
 
     def generation_note(self, task: str | None = None) -> str | None:
         """What to tell a person about settings that the model came with; None where it has none for this task."""
-        found = self._generation
+        found = self.loaded.generation
         settings = found.settings(task) if found else {}
         shown = [f"{name} {settings[name]!r}" for name in KNOWN if settings.get(name) is not None]
         others = [name for name in found.tasks if name != task] if found else []
@@ -99,12 +99,8 @@ class TrainedModel:
         lines += [f"it also has settings for --task {', '.join(others)}"] if others and not task else []
         return "; ".join(lines) or None
 
-    @property
-    def _generation(self) -> Generation | None:
-        return generation_of(self.loaded.reader.state, str(self.loaded.reader.path))
-
     def _own_settings(self, task: str | None) -> dict[str, Any] | None:
-        found = self._generation
+        found = self.loaded.generation
         if found is None and task is not None:
             raise ConfigError("--task", got=task, needs="a model that was imported with settings for tasks")
         return our_options(found.settings(task)) if found else None

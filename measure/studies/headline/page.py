@@ -12,11 +12,12 @@ from conf.derived.groups import group_tokens, slots_per_token
 from conf.derived.layers import is_dense, stacks
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
-from measure.studies.curve import Curve, Spread, curve_of, read_rows, spread
+from measure.studies.curve import Curve, Spread, curve_of, spread
 from measure.studies.headline.cells import DENSE, METRICS, STUDY, Headline, cell_name
 from measure.studies.headline.results import Result, compare
 from measure.studies.markdown import some_steps, table
 from measure.studies.step_times import StepTimes
+from trainer.report.sinks.jsonl import read_rows
 from trainer.run_dir import RunDir
 
 Curves = dict[int, dict[int, Curve]]  # experts -> seed -> curve

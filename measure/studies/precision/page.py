@@ -8,11 +8,12 @@ from pathlib import Path
 from conf.compose import load
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
-from measure.studies.curve import Curve, curve_of, read_rows, spread
+from measure.studies.curve import Curve, curve_of, spread
 from measure.studies.markdown import some_steps, table
 from measure.studies.precision.cells import BF16, FP32, PRECISIONS, SELECTIVE, STUDY, TITLES, PrecisionStudy, cell_name
 from measure.studies.precision.routing import Change, Observation, compare
 from measure.studies.step_times import StepTimes
+from trainer.report.sinks.jsonl import read_rows
 from trainer.run_dir import RunDir
 
 Observed = Mapping[int, Mapping[str, Observation]]  # seed -> precision -> the fp32 run's weights in it

@@ -14,7 +14,7 @@ from conf.derived.layers import is_dense, layers
 from conf.derived.windows import stack_length
 from conf.errors import ConfigError, ConfigErrors
 from conf.reading.convert import raise_all
-from conf.schema import RunConfig
+from conf.schema import Ffn, RunConfig
 from measure.verify.planning.covering import Cover, cover_pairs
 from measure.verify.planning.layouts import (
     Layout,
@@ -38,6 +38,8 @@ DECAY = 1.0  # weight decay, at least: at 0.01 whether a layer takes any is lost
 CLIP = 0.1  # of the gradient norm, at most, where it is clipped at all: gradients below the limit would not be
 LEAST_LR = 1e-3  # below, an update is of the size of the rounding of the weight that it changes
 SMALLER = "model.num_encoder_layers=2 model.num_decoder_layers=2 model.vocab_size=1000 train.global_batch=16"
+# Forms whose gradient jumps at 0, and the like without.
+_WITHOUT_KINK: dict[Ffn, Ffn] = {"relu": "gelu", "gated_relu": "gated_gelu"}
 _ONE_RANK = ("parallel.tp=1", "parallel.ep=1", "parallel.etp=null", "launch.nproc=1", "launch.nodes=1",
              "launch.launcher=local")  # fmt: skip
 _AXES = ("parallel", "parallel.tp", "parallel.ep", "parallel.etp", "launch.nproc", "launch.nodes")
@@ -123,9 +125,9 @@ def conditioned(cfg: RunConfig) -> tuple[RunConfig, list[str]]:
     limit.
     """
     optim, changes = cfg.optim, list[str]()
-    if cfg.model.ffn == "relu":
-        cfg = replace(cfg, model=replace(cfg.model, ffn="gelu"))
-        changes.append("model.ffn=gelu (was relu)")
+    if (smooth := _WITHOUT_KINK.get(cfg.model.ffn)) is not None:
+        changes.append(f"model.ffn={smooth} (was {cfg.model.ffn})")
+        cfg = replace(cfg, model=replace(cfg.model, ffn=smooth))
     wanted = {"weight_decay": max(optim.weight_decay, DECAY), "clip_norm": min(optim.clip_norm, CLIP)}
     if optim.name == "adamw":
         wanted = {"epsilon": max(optim.epsilon, EPSILON)} | wanted

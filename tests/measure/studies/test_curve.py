@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.errors import DataError
-from measure.studies.curve import Curve, curve_of, read_rows, spread
+from measure.studies.curve import Curve, curve_of, spread
+from trainer.report.sinks.jsonl import read_rows
 
 CURVE = Curve(steps=(0, 10, 20, 40), losses=(6.0, 5.0, 5.5, 4.5))
 

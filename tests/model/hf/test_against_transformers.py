@@ -6,12 +6,13 @@ Shape suffixes: B batch, L encoder length, T decoder length, V vocabulary.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
 from conf import compose
@@ -46,6 +47,17 @@ CASES: dict[str, tuple[Kind, dict[str, Any], torch.dtype]] = {
         {**SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
         torch.float32,
     ),
+    "t5_gelu_exact": ("t5", {**SIZES, "feed_forward_proj": "gelu"}, torch.float32),
+    "t5_gated_gelu_exact": (
+        "t5",
+        {**SIZES, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False},
+        torch.float32,
+    ),
+    "t5_gated_silu": (
+        "t5",
+        {**SIZES, "feed_forward_proj": "gated-silu", "tie_word_embeddings": False},
+        torch.float32,
+    ),
     "t5_one_bank": ("t5", {**SIZES, "num_decoder_layers": None, "relative_attention_num_buckets": 7}, torch.bfloat16),
     "switch": ("switch_transformers", SWITCH, torch.float32),
     "switch_half": ("switch_transformers", {**SWITCH, "vocab_size": 300, "num_experts": 3}, torch.float16),
@@ -53,6 +65,9 @@ CASES: dict[str, tuple[Kind, dict[str, Any], torch.dtype]] = {
     "switch_every_layer": ("switch_transformers", {**SWITCH, "num_sparse_encoder_layers": 3}, torch.float32),
     "switch_asked_for_none": ("switch_transformers", {**SWITCH, "num_sparse_decoder_layers": 0}, torch.float32),
     "switch_dense_encoder": ("switch_transformers", {**SWITCH, "num_sparse_encoder_layers": 4}, torch.float32),
+    "switch_gelu": ("switch_transformers", {**SWITCH, "dense_act_fn": "gelu_new"}, torch.float32),
+    "switch_gelu_exact": ("switch_transformers", {**SWITCH, "dense_act_fn": "gelu"}, torch.float32),
+    "switch_silu": ("switch_transformers", {**SWITCH, "dense_act_fn": "silu"}, torch.float32),
     "switch_one_expert": ("switch_transformers", {**SWITCH, "num_experts": 1, "expert_capacity": 5}, torch.float32),
 }
 CLASSES = {"t5": "T5", "switch_transformers": "SwitchTransformers"}
@@ -137,3 +152,53 @@ def test_a_fresh_model_is_the_same_here_and_after_a_round_trip(case: str, tmp_pa
     output = run_theirs(again, kind, x_BL, labels_BT)
     assert torch.equal(output.logits, expected.logits)
     assert torch.equal(output.loss, expected.loss)
+
+
+def logits_of(model: Any, x_BL: Tensor, labels_BT: Tensor) -> Tensor:
+    with torch.no_grad():
+        labels = labels_BT.masked_fill(labels_BT == 0, -100)
+        return model(input_ids=x_BL, attention_mask=(x_BL != 0).long(), labels=labels).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "save_model"])
+def test_an_embedding_by_another_name_is_what_the_library_makes_of_it(kept: str, tied: bool, tmp_path: Path) -> None:
+    settings = {**SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": tied}
+    fresh("t5", settings, torch.float32, tmp_path / "whole")
+    theirs = tmp_path / "theirs"
+    if kept == "save_model":
+        model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+        theirs.mkdir()
+        model.config.save_pretrained(theirs)
+        save_model(model, str(theirs / "model.safetensors"))
+    else:
+        shutil.copytree(tmp_path / "whole", theirs)
+        tensors = load_file(theirs / "model.safetensors")
+        embedding = tensors.pop("shared.weight")
+        tensors = {name: value for name, value in tensors.items() if "embed_tokens" not in name} | {kept: embedding}
+        if not tied:  # the library gave both the same
+            tensors["lm_head.weight"] = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(2))
+        save_file(tensors, theirs / "model.safetensors", metadata={"format": "pt"})
+    assert "shared.weight" not in load_file(theirs / "model.safetensors")
+    model = transformers.T5ForConditionalGeneration.from_pretrained(theirs, dtype=torch.float32).eval()
+    x_BL, labels_BT = batch(SIZES["vocab_size"])
+    logits_BTV, _, _ = run_ours(imported(theirs, tmp_path, "run"), "t5", x_BL, labels_BT)
+    assert relative_error(logits_BTV, logits_of(model, x_BL, labels_BT)) < TOLERANCE
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_mt5_computes_the_same_here_and_as_the_t5_that_is_exported(tied: bool, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**SIZES)).eval()
+    if not tied:  # 5.x builds no other, but loads them, as the published ones are
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
+    model.save_pretrained(tmp_path / "theirs")
+    model = type(model).from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    x_BL, labels_BT = batch(SIZES["vocab_size"])
+    expected = logits_of(model, x_BL, labels_BT)
+    run = imported(tmp_path / "theirs", tmp_path, "run")
+    logits_BTV, _, _ = run_ours(run, "t5", x_BL, labels_BT)
+    assert relative_error(logits_BTV, expected) < TOLERANCE
+    folder, _ = export_run(run, tmp_path / "again", dtype=torch.float32, shard_bytes=10**9)
+    again = transformers.T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    assert torch.equal(logits_of(again, x_BL, labels_BT), expected)

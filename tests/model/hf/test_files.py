@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from conf.errors import CheckpointError
-from model.hf.files import BIN, SAFE, SAFE_INDEX, TensorFolder, read_json, write_tensors
+from model.hf.files import BIN, SAFE, SAFE_INDEX, TensorFolder, read_json, read_kept, write_kept, write_tensors
 
 VALUES = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 
@@ -111,3 +111,20 @@ def test_pickled_files_are_read_as_weights_alone(tmp_path: Path) -> None:
     torch.save({"a": 3}, tmp_path / BIN)
     with pytest.raises(CheckpointError, match="a are no tensors"):
         TensorFolder(tmp_path)
+
+
+def test_a_kept_file_carries_its_own_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    for values in (VALUES, {name: value.bfloat16() for name, value in VALUES.items()}):
+        write_kept(path, values)
+        content = path.read_bytes()
+        assert all(torch.equal(value, values[name]) for name, value in read_kept(path).items())
+        for place in range(0, len(content), 7):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                again = read_kept(path)
+            except CheckpointError:
+                continue
+            assert all(torch.equal(value, values[name]) for name, value in again.items()), place
+    save_file(VALUES, path)  # as older releases wrote it
+    assert read_kept(path).keys() == VALUES.keys()

@@ -7,7 +7,8 @@ import torch
 from conf.errors import CheckpointError
 from parallel.engine.protocol import StateTensor
 from parallel.layers.sharding import Shard
-from trainer.checkpoint.pieces import Piece, check_pieces, kept, note_of, stage, tiling_problem
+from trainer.checkpoint.pieces import Piece, check_pieces, kept, note_of, stage
+from trainer.checkpoint.tiling import tiling_problem
 
 SHARD = Shard(global_shape=(4, 6), offsets=(2, 3), local_shape=(2, 3))
 

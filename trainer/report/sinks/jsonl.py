@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from conf.errors import SetupError
+from conf.errors import DataError, SetupError
 from conf.safety.regular import read_regular
+from conf.safety.writing import append_to, write_whole
 from trainer.report.sinks.sink import Opening, Value
 
 
@@ -21,13 +22,16 @@ class JsonlSink:
         """Rows beyond `resume_step` go; of that step itself all but the training row if it is evaluated again."""
         self._path = opening.run.metrics
         _drop_rows(self._path, opening.resume_step, evaluates_again=opening.evaluates_again)
-        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            self._file = append_to(self._path)
+        except OSError as error:
+            raise SetupError(f"{self._path}: {error.strerror or error}; needs a plain file") from error
 
     def write(self, step: int, metrics: Mapping[str, Value]) -> None:
         """Record one row; a number that is not finite becomes null, since JSON knows none. SetupError: disk full."""
         row = {"step": step, **{name: _json_value(value) for name, value in metrics.items()}}
         try:
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise SetupError(
@@ -51,19 +55,49 @@ def _json_value(value: Value) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Every row. A last line that was cut off is no row.
+
+    Raises DataError for a file that cannot be read, with line and byte where a whole line is no row.
+    """
+    return [row for _, row in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    start = 0
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        yield line, _row(path, number, start, line)
+        start += len(line) + 1
+
+
+def _row(path: Path, number: int, start: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            return row
+        at, wrong = 0, "no row with a step"
+    except UnicodeDecodeError as error:
+        at, wrong = error.start, f"0x{line[error.start]:02x} is no UTF-8"
+    except json.JSONDecodeError as error:
+        at, wrong = len(error.doc[: error.pos].encode()), f"no JSON ({error.msg})"
+    except (ValueError, RecursionError) as error:
+        at, wrong = 0, f"no JSON ({error})"
+    raise DataError(
+        f"{path}: line {number}, byte {start + at}: {wrong}; the file was changed after it was written: restore it, or "
+        "delete that line, from which nothing is computed"
+    )
+
+
 def _drop_rows(path: Path, step: int, *, evaluates_again: bool) -> None:
     """Drop what will be logged again, and a half-written last line; whole or not at all, should we be killed here."""
-    if not path.exists():
-        return
-    kept = [line for line in read_regular(path).decode("utf-8").splitlines() if _stays(line, step, evaluates_again)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    if path.exists():
+        kept = [line for line, row in _lines(path) if _stays(row, step, evaluates_again)]
+        write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
-def _stays(line: str, step: int, evaluates_again: bool) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return False
+def _stays(row: dict[str, Any], step: int, evaluates_again: bool) -> bool:
     return row["step"] < step or (row["step"] == step and ("train/loss" in row or not evaluates_again))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from conf.safety.regular import read_regular
+from conf.safety.writing import write_whole
 
 Mode = Literal["online", "offline"]
 # open: being recorded, or cut off; sent: all of it is on the server; kept: all of it is in files, to be uploaded;
@@ -93,6 +94,4 @@ def read_pieces(path: Path) -> Pieces | None:
 def write_pieces(path: Path, pieces: Pieces) -> None:
     """Replace the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(pieces), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(asdict(pieces), indent=2) + "\n")

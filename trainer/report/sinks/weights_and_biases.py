@@ -22,6 +22,7 @@ from conf import compose
 from conf.errors import ConfigError
 from conf.safety import shell
 from conf.safety.redact import redact
+from conf.safety.writing import append_to
 from conf.schema import LoggingConfig
 from trainer.report.sinks.sink import Opening, Value
 from trainer.report.sinks.wandb_pieces import Piece, Pieces, read_pieces
@@ -95,7 +96,7 @@ class WandbSink:
             self._pieces.parent.mkdir(parents=True, exist_ok=True)
             # Only the process has the variable that W&B would read again: a mode that was typed ranks above it.
             environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
-            with self._log.open("a") as log:
+            with append_to(self._log) as log:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _COMMAND, _ROOT],
                     stdin=subprocess.PIPE,
