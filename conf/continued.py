@@ -17,14 +17,14 @@ from conf.errors import ConfigError, ConfigErrors, within
 from conf.reading.convert import flat, nested
 from conf.reading.formats import stamped
 from conf.reading.overrides import read_overrides
-from conf.reading.paths import is_there, user_path
+from conf.reading.paths import CONFIG, MANIFEST, is_there, user_path
 from conf.reading.presets import presets
 from conf.reading.setting_files import expand, key_of, merged, read_settings
 from conf.rules.validate import Files
 from conf.safety.redact import REDACTED, fits
 from conf.schema import RunConfig
 
-CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
+OVERRIDES = "overrides.yaml"
 # Of one start, not of the run: which folder, and leave that was given once.
 _OF_A_START = ("name", "runs_dir", "train.resume", "train.allow_data_change")
 # What follows from the length of the run, the layout or the machine, unless it was typed.
@@ -115,7 +115,7 @@ def _basis(typed: Sequence[str]) -> Basis:
 def run_of(path: Path) -> Path:
     """The run's folder, of which `path` may be a checkpoint."""
     path = user_path(path)
-    return path.resolve().parent.parent if is_there(path / "manifest.json") else path
+    return path.resolve().parent.parent if is_there(path / MANIFEST) else path
 
 
 def _of_folder(folder: Path) -> Basis:

@@ -24,6 +24,9 @@ def is_peers_fault(text: str) -> bool:
     return _PEERS_FAULT.search(text) is not None and "enforce fail" not in text
 
 
+_LONGEST = 1000
+
+
 class PointsmanError(Exception):
     """Base of every deliberate error."""
 
@@ -35,8 +38,13 @@ class ConfigError(PointsmanError, ValueError):
 
     def __init__(self, field: str, *, got: object, needs: str, hint: str = "") -> None:
         self.field, self.got, self.needs, self.hint = field, got, needs, hint
-        text = f"{field}: got {got!r}; needs {needs}"
+        text = f"{_short(field)}: got {_short(repr(got))}; needs {needs}"
         super().__init__(f"{text}; try {hint}" if hint else text)
+
+
+def _short(text: str) -> str:
+    """The begin of what fills screens: a value that was pasted by mistake, a number of thousands of digits."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}.. ({len(text):,} characters)"
 
 
 class ConfigErrors(PointsmanError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conf.derived.estimate import local_params, num_params
-from conf.errors import ConfigError, SetupError
+from conf.errors import ConfigError, PointsmanError, SetupError
 from conf.machine import available_memory, gpus_at_hand
 from conf.schema import RunConfig
 
@@ -27,7 +27,9 @@ def check_memory(cfg: RunConfig) -> None:
 
 def out_of_memory(error: BaseException) -> SetupError | None:
     """The error to show for one by which an allocator of Python, NumPy or torch refused memory; None for any other."""
-    text = str(error)
+    if isinstance(error, PointsmanError):
+        return None
+    text = str(error).rpartition("DefaultCPUAllocator: ")[2]  # behind the place in torch's own sources
     refused = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not refused and not (isinstance(error, RuntimeError) and any(each in text.lower() for each in _REFUSALS)):
         return None

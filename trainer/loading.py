@@ -10,14 +10,13 @@ import torch
 
 from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
-from conf.reading.paths import is_there, user_path
+from conf.reading.paths import MANIFEST, is_there, user_path
 from conf.reading.setting_files import key_of
 from conf.schema import RunConfig
 from data.text.tokenizer import Tokenizer
-from launch.commands.known import run_hint
+from launch.commands.known import require_run
 from model.build import build_model
 from model.contract import Model
-from model.hf.generation import Generation
 from parallel.engine.protocol import compute_dtype
 from parallel.layers.sharding import shard_of, tagged_parameters
 from parallel.mesh.axes import Mesh, single_process
@@ -35,7 +34,7 @@ class LoadedRun:
     cfg: RunConfig
     run: RunDir
     reader: CheckpointReader
-    generation: Generation | None  # settings that an imported model came with
+    saved: Saved  # what the checkpoint says of its run
     module: Model
     tokenizer: Tokenizer
     device: torch.device
@@ -47,13 +46,11 @@ def locate(path: Path, mesh: Mesh, *, field: str = "RUN") -> tuple[RunDir, Path]
 
     Collective. Raises ConfigError naming `field` for another folder, CheckpointError for a run without checkpoints.
     """
+    require_run(path, field=field)
     path = user_path(path)
-    if is_there(path / "manifest.json"):
+    if is_there(path / MANIFEST):
         return RunDir(root=path.resolve().parent.parent), path
     run = RunDir(root=path)
-    if not is_there(run.config):
-        needs = "a run folder or one of its checkpoints"
-        raise ConfigError(field, got=str(path), needs=needs, hint=run_hint(str(path)))
     store = CheckpointStore(run.checkpoints, mesh, lock=False)
     newest = store.latest_valid()
     if newest is None:
@@ -127,7 +124,7 @@ def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:
         cfg=cfg,
         run=opened.run,
         reader=reader,
-        generation=opened.saved.generation,
+        saved=opened.saved,
         module=module,
         tokenizer=tokenizer,
         device=device,

@@ -111,7 +111,7 @@ def _prepare(cfg: RunConfig) -> None:
 
 if __name__ == "__main__":
     _check_packages()
-    from launch.ranks.bound import die_with_launcher, has_launcher, outlive_parent
+    from launch.ranks.bound import die_with_launcher, is_bound, outlive_parent
 
     bound = die_with_launcher()  # before anything that takes time: it may be gone already
     from conf.safety.streams import redact_streams
@@ -120,7 +120,7 @@ if __name__ == "__main__":
 
     def _begin() -> int:
         settle_rank(sys.argv[1:])
-        if bound and not has_launcher():  # what looked like one was left over
+        if bound and not is_bound():  # what looked like one was left over
             outlive_parent()
         return main()
 

@@ -40,7 +40,8 @@ _IDENTITY = (
 )
 
 
-NO_TOKENIZER = "none"  # in place of a fingerprint: a model was imported without one
+# In the place of fingerprints, of a model that was imported.
+NO_TOKENIZER, IMPORTED = "none", "imported"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from conf import compose
-from conf.continued import CONFIG, OVERRIDES
-from conf.reading.paths import user_path
+from conf.continued import OVERRIDES
+from conf.reading.paths import CONFIG, user_path
 from conf.reading.setting_files import settings_text
 from conf.safety.redact import redact
 from conf.safety.writing import write_whole

@@ -11,7 +11,7 @@ from types import FrameType
 
 from conf.errors import RankLost
 from launch.process import note_ending
-from launch.ranks.bound import has_launcher, outlive_parent
+from launch.ranks.bound import has_launcher, is_bound, outlive_parent
 from parallel.mesh.axes import Mesh
 from parallel.mesh.collectives import gather_objects
 from parallel.mesh.consensus import ranks_named
@@ -35,7 +35,7 @@ class StopRequest:
         for number in _SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
-        if has_launcher():
+        if is_bound():
             threading.Thread(target=self._watch, args=(os.getppid(),), name="launcher", daemon=True).start()
             outlive_parent()  # from here on a launcher that ends costs no step that was taken
 

@@ -35,6 +35,7 @@ CALLED = {
     "mixed_precision": "train.precision",
     "gradient_checkpointing": "train.activation_checkpointing",
     "recompute_granularity": "train.activation_checkpointing",
+    "torch_compile": "train.compile",
     "resume_from_checkpoint": "name=RUN of the run to continue",
     "pretrained_model_name_or_path": "train.from_checkpoint, after `pointsman import-hf`",
     "init_from": "train.from_checkpoint",
@@ -151,8 +152,6 @@ CALLED = {
 ABSENT = {
     "label_smoothing": "targets are not smoothed",
     "label_smoothing_factor": "targets are not smoothed",
-    "compile": "nothing is compiled",
-    "torch_compile": "nothing is compiled",
     "fp16": "precisions are fp32 and bf16 (train.precision)",
     "loss_scale": "bf16 needs no loss scale",
     "micro_batch_size": "it is train.global_batch / data parallelism / train.accumulation",

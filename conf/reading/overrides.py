@@ -118,7 +118,7 @@ def _parses(key: str, value: str) -> bool:
 def _parse(key: str, line: str) -> Override:
     try:
         return OverridesParser.create().parse_override(line)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # of thousands of digits, or of brackets
         value = line.partition("=")[2]
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Literal
 
 from conf.errors import ConfigError
 
+CONFIG, MANIFEST = "config.yaml", "manifest.json"  # by which the folders of a run and of a checkpoint are known
 FileFormat = Literal["text", "json", "parquet", "arrow"]
 _FORMATS: dict[str, FileFormat] = {
     ".txt": "text",
@@ -42,6 +43,11 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 def is_there(path: Path) -> bool:
     """Whether it exists; no for what cannot be looked at, or cannot be a path at all."""
     return os.path.exists(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is the folder of a run, or of one checkpoint."""
+    return is_there(path / CONFIG) or is_there(path / MANIFEST)
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -100,10 +106,10 @@ def held_out_files(files: Sequence[str], validation_files: Sequence[str]) -> tup
     return held_out
 
 
-def check_exists(field: str, path: str, what: str, kind: Literal["file", "any"]) -> Iterator[ConfigError]:
-    """`path`, which may begin with `~`, is there."""
+def check_file(field: str, path: str, what: str) -> Iterator[ConfigError]:
+    """`path`, which may begin with `~`, is a file."""
     expanded = os.path.expanduser(path)
-    if os.path.isfile(expanded) or (kind == "any" and os.path.exists(expanded)):
+    if os.path.isfile(expanded):
         return
     missing = _absence(path, [expanded] if os.path.exists(expanded) else [])
     yield ConfigError(field, got=path, needs=f"{what} ({missing}, seen from {os.getcwd()})", hint="an absolute path")

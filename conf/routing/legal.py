@@ -35,7 +35,8 @@ def _defined(field: Literal["router", "decoder_router"]) -> Rule:
     """The reference has the router."""
 
     def name(moe: RawMoeConfig) -> str:
-        return getattr(moe, field) or moe.router
+        value = getattr(moe, field)
+        return moe.router if value is None else value
 
     def hint(moe: RawMoeConfig) -> str:
         legal = routers_under(moe.semantics)

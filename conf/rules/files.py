@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from conf.errors import ConfigError
-from conf.reading.paths import check_exists, held_out_files, text_files
+from conf.reading.paths import check_file, held_out_files, is_run, text_files, user_path
 from conf.schema import RawDataConfig, RawRunConfig
 from conf.sources import SHARDS_INDEX, SOURCES
 
@@ -28,10 +28,11 @@ def check_files(cfg: RawRunConfig) -> Problems:
         except ConfigError as problem:
             yield problem
     if data.tokenizer is not None:
-        yield from check_exists("data.tokenizer", data.tokenizer, "an existing sentencepiece .model file", "file")
+        yield from check_file("data.tokenizer", data.tokenizer, "an existing sentencepiece .model file")
     start = cfg.train.from_checkpoint
-    if start is not None:
-        yield from check_exists("train.from_checkpoint", start, "a run folder or a checkpoint in it", "any")
+    if start is not None and not is_run(user_path(start)):
+        needs = f"a run folder or a checkpoint in it (seen from {os.getcwd()})"
+        yield ConfigError("train.from_checkpoint", got=start, needs=needs, hint="an absolute path")
 
 
 def _check_folders(data: RawDataConfig) -> Problems:

@@ -159,6 +159,9 @@ def check_launch(launch: LaunchConfig) -> Problems:
     for name in ("threads_per_rank", "slurm_gpus_per_node", "slurm_cpus_per_task"):
         if getattr(launch, name) is not None:
             yield from at_least(f"launch.{name}", getattr(launch, name), 1)
+    for name in ("slurm_partition", "slurm_account", "slurm_container"):
+        if getattr(launch, name) == "":
+            yield ConfigError(f"launch.{name}", got="", needs="a name, or null for none", hint=f"launch.{name}=null")
     yield from at_least("launch.max_restarts", launch.max_restarts, 0)
     host, _, port = (launch.rdzv_endpoint or "").rpartition(":")
     if launch.rdzv_endpoint is not None and not (host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 2**16):

@@ -37,6 +37,8 @@ class SentencePieceModel:
         processor = _load(content, origin)
         _check_layout(processor, origin)
         self.proto = _PROTO.ModelProto.FromString(content)
+        if not all(isinstance(piece.piece, str) for piece in self.proto.pieces):  # bytes that are no UTF-8
+            raise DataError(f"{origin}: damaged: a piece is no UTF-8 text; restore the file it was copied from")
         self.sentinels = _own_sentinels(self.proto.pieces, origin)  # ids of <extra_id_0>, .. among the pieces
         for token in self.sentinels:
             self.proto.pieces[token].type = UNUSED

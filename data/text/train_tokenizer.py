@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -51,6 +52,8 @@ def train_tokenizer(
     Raises DataError when the text supports no such model, with a number of pieces that it does support.
     """
     model = io.BytesIO()
+    # Only where it is wanted: a model file says what its trainer was told, and equal text gives equal bytes.
+    fallback: dict[str, Any] = {"byte_fallback": True} if byte_fallback else {}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
@@ -67,7 +70,7 @@ def train_tokenizer(
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             character_coverage=character_coverage,
-            **({"byte_fallback": True} if byte_fallback else {}),  # a model says what it was told, and has other bytes
+            **fallback,
             max_sentence_length=4 * _MAX_LINE_CHARS,
             num_threads=_THREADS,
             shuffle_input_sentence=False,

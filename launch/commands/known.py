@@ -7,8 +7,10 @@ from pathlib import Path
 
 from click.shell_completion import CompletionItem
 
+from conf.errors import ConfigError
 from conf.reading.fields import leaf_types
 from conf.reading.meanings import choices, meanings
+from conf.reading.paths import is_run, user_path
 from conf.reading.presets import groups, presets
 from conf.safety import shell
 
@@ -33,9 +35,16 @@ def run_hint(typed: str = "") -> str:
     return ", ".join(shell.word(Path(run)) for run in runs[:_SHOWN_RUNS]) + more
 
 
+def require_run(path: Path, *, field: str = "RUN") -> None:
+    """Raise ConfigError, with the run that is meant, for a folder that is neither a run's nor a checkpoint's."""
+    if not is_run(user_path(path)):
+        needs = "a run folder or one of its checkpoints"
+        raise ConfigError(field, got=str(path), needs=needs, hint=run_hint(str(path)))
+
+
 def complete_run(incomplete: str) -> list[CompletionItem]:
-    """Runs whose path starts so."""
-    return [CompletionItem(run) for run in known_runs() if run.startswith(incomplete)]
+    """Runs whose path starts so; the shell takes them as they are, so that one it would not take literally is none."""
+    return [CompletionItem(run) for run in known_runs() if run.startswith(incomplete) and shell.word(run) == run]
 
 
 def complete_override(incomplete: str) -> list[CompletionItem]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from conf.errors import ConfigError
+from conf.reading.paths import is_there
 from conf.safety.redact import redact_text
 from conf.safety.writing import write_whole
 from launch.commands.parameters import UserPath
@@ -26,7 +27,22 @@ class OutputFile(UserPath):
         return path
 
 
+class OutputFolder(UserPath):
+    """A path with `~` expanded of a folder that is there and can be written, or that can be made."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path; fails for a file, and where the folder that is to hold it is none or cannot be written."""
+        path = super().convert(value, param, ctx)
+        there = next((each for each in (path, *path.absolute().parents) if is_there(each)), Path("/"))
+        if not there.is_dir():
+            self.fail(f"a folder ({there} is none)", param, ctx)
+        if not os.access(there, os.W_OK):
+            self.fail(f"a folder that can be written ({there} cannot be)", param, ctx)
+        return path
+
+
 OUTPUT = OutputFile()
+OUTPUT_FOLDER = OutputFolder(file_okay=False)
 
 
 def write_output(path: Path, text: str) -> None:

@@ -22,6 +22,17 @@ def has_launcher() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def is_bound() -> bool:
+    """Whether this rank is to end with what started it: a launcher that watches its ranks, or a shell that nobody told
+    to let it go on. A rank that is alone, and one that was started by hand under nohup, outlive their shell."""
+    return has_launcher() and (_is_watched() or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
+
+
+def _is_watched() -> bool:
+    """By torchrun's agent or DeepSpeed's launcher, which a person who starts ranks one by one does not have."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "CROSS_SIZE" in os.environ
+
+
 def end_with_starter() -> None:
     """End by SIGTERM with the process that named itself in BOUND_VARIABLE, if one did and this is its child.
 
@@ -36,13 +47,13 @@ def die_with_launcher() -> bool:
     they would go on writing into the run's folder.
 
     Our agent gives its process id, so that its end is noticed however early it comes. Other launchers do not: the
-    parent of this moment is taken for them, unless it is a process 1 that has nothing to do with this one. A rank that
-    is alone is not bound (the answer is no): its parent is the user's shell, which it must outlive under nohup.
+    parent of this moment is taken for them, unless it is a process 1 that has nothing to do with this one. The answer
+    is whether the rank is bound (`is_bound`).
     """
     agent = os.environ.pop(BOUND_VARIABLE, None)
-    if agent is None and not has_launcher():
+    if agent is None and not is_bound():
         return False
-    adopted = os.getppid() == 1 and os.getsid(0) not in (os.getpid(), os.getsid(1))
+    adopted = _is_watched() and os.getppid() == 1 and os.getsid(0) not in (os.getpid(), os.getsid(1))
     die_with_parent(int(agent) if agent else 0 if adopted else os.getppid(), signal.SIGKILL)
     return True
 

@@ -12,8 +12,8 @@ from conf.derived.layers import is_dense
 from conf.errors import ConfigError
 from conf.safety import shell
 from conf.safety.redact import redact_text
-from launch.commands.output import OUTPUT
-from launch.commands.parameters import COUNT, FOLDER, PROCESSES, option, takes_overrides
+from launch.commands.output import OUTPUT, OUTPUT_FOLDER
+from launch.commands.parameters import COUNT, PROCESSES, option, takes_overrides
 from launch.identity import ROOT
 
 # One process and one thread a run, so that two fit on two cores. ZeRO has nothing to shard there.
@@ -49,7 +49,7 @@ def takes_study(default: Study) -> Callable[[Callable[..., Any]], Callable[..., 
     """Decorator: the function gets the fields of `Study`, each by its name."""
     options = (
         takes_overrides(),
-        option("--out", type=FOLDER, default=str(default.out), metavar="DIR", help="folder of the runs"),
+        option("--out", type=OUTPUT_FOLDER, default=str(default.out), metavar="DIR", help="folder of the runs"),
         option("--steps", type=COUNT, default=default.steps, help="optimizer steps of every run"),
         option("--seeds", type=int, more=str.isdecimal, default=default.seeds, help="seeds of weights and jitter"),
         option("--eval-every", type=COUNT, default=default.eval_every, help="steps between evaluations"),

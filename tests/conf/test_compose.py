@@ -216,7 +216,7 @@ def test_a_written_configuration_holds_no_secret_of_the_environment(tmp_path, mo
     [
         ("model: {_target_: os.system, preset: x}", r"model\._target_.*never runs code"),
         ("name: [1", "YAML"),
-        ("- 1", r"config\.yaml: got '- 1'; needs the settings of a run"),
+        ("- 1", r"config\.yaml: got \[1\]; needs the settings of a run"),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path, content, says):

@@ -182,3 +182,30 @@ def test_one_checkpoint_of_a_run_brings_the_same_along(runs):
 def test_flat_and_nested_undo_each_other():
     tree = to_dict(compose([]))
     assert nested(flat(tree)) == tree
+
+
+def test_a_secret_that_a_variable_holds_is_looked_up_again(runs, monkeypatch):
+    monkeypatch.setenv("GITHUB_PAT", "c4n4ry-value")
+    before = begin(runs / "mine", "data.text_field=a-c4n4ry-value", "logging.wandb_entity=${oc.env:GITHUB_PAT}")
+    assert "c4n4ry" not in "".join(file.read_text() for file in (runs / "mine").iterdir())
+    assert compose_run(["name=mine"]) == before
+    monkeypatch.setenv("GITHUB_PAT", "c4n4ry-renewed")
+    assert compose_run(["name=mine"]).data.text_field == "a-c4n4ry-renewed"
+    monkeypatch.delenv("GITHUB_PAT")
+    with pytest.raises(ConfigError, match="GITHUB_PAT"):
+        compose_run(["name=mine"])
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["record", "older"])
+def test_a_secret_that_only_the_setting_held_is_asked_for(runs, record):
+    before = begin(runs / "mine", "data.text_field=https://me:c4n4ry@host", "train.steps=200", record=record)
+    with pytest.raises(ConfigError, match=r"^data\.text_field: got .*redacted.*; needs its value once more"):
+        compose_run(["name=mine", "train.steps=300"])
+    assert compose_run(["name=mine", "data.text_field=https://me:c4n4ry@host"]) == before
+
+
+def test_numbers_and_rows_of_tables_are_no_secrets(runs, monkeypatch):
+    monkeypatch.setenv("BUILD_KEY", "20000000")
+    monkeypatch.setenv("TASK_KEY", "span_corruption")
+    before = begin(runs / "mine", "train.tokens=20000000", "data.task=span_corruption")
+    assert compose_run(["name=mine"]) == before

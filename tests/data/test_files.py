@@ -16,7 +16,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_atomic(path, b"old")
     with pytest.raises(TypeError):
-        write_atomic(path, "not bytes")  # type: ignore[arg-type]
+        write_atomic(path, 3)  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 

@@ -10,7 +10,7 @@ from conf.errors import ConfigError
 from launch import memory
 from launch.cli import main
 from launch.memory import check_memory, out_of_memory
-from launch.process import guarded
+from launch.process import guarded, noted
 
 
 def test_a_model_that_does_not_fit_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,9 +37,15 @@ def test_train_says_so_before_ranks_start(monkeypatch: pytest.MonkeyPatch, capsy
 )
 def test_an_allocator_s_refusal_is_no_traceback(refused: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(refused)
-    assert guarded(lambda: refused() and 0) == 2
+
+    def work() -> int:
+        with noted():  # as a run does within `guarded`
+            return refused() and 0
+
+    assert guarded(work) == 2
     text = capsys.readouterr().err
     assert text.startswith("error: memory: ")
+    assert text.count("; try a smaller model") == 1
     assert text.count("\n") == 1
 
 

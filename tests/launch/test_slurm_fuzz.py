@@ -61,7 +61,12 @@ def script_with(settings: list[str], capsys: pytest.CaptureFixture[str]) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("hostile", "source"), [*((text, SOURCES[0]) for text in HOSTILE), *((text, SOURCES[1]) for text in HOSTILE[:4])]
+    ("hostile", "source"),
+    [
+        pytest.param(text, source, marks=pytest.mark.slow if number % 5 else ())
+        for source, texts in zip(SOURCES, (HOSTILE, HOSTILE[:4]), strict=True)
+        for number, text in enumerate(texts)
+    ],
 )
 def test_no_text_is_more_than_text(
     hostile: str, source: list[str], shell: Shell, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.batch import MicroBatch, StepBatch
+from data.text.vocabulary import appended
 from parallel.mesh.axes import single_process
 from tests.harness import run_ranks
 from trainer.evaluate import EvaluationStopped, evaluate, unigram_nats
@@ -16,7 +17,7 @@ NATS = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 4.0])  # of each id; 3 to 5 are text, 
 
 
 class Corpus:
-    tokenizer = SimpleNamespace(pieces=6)
+    tokenizer = SimpleNamespace(vocabulary=appended(6, 4))
 
     def unigram_nats(self, targets):
         text = targets[(targets > 1) & (targets < 6)]

@@ -78,6 +78,21 @@ def test_changes_that_are_allowed_are_said():
     assert changed_settings(saved, compose(["train.steps=100"])) == []
 
 
+def test_a_checkpoint_without_secrets_belongs_to_the_run_with_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_PAT", "c4n4ry-value")
+    settings = ["model.preset=mine", "logging.wandb_entity=c4n4ry-value", "data.text_field=https://me:c4n4ry@host"]
+    cfg = compose(settings)
+    stored = TrainState().to_json(cfg, {})
+    assert "c4n4ry" not in json.dumps(stored)
+    saved = restore(stored["config"], origin="state.json")
+    check_same_run(saved, cfg)
+    assert changed_settings(saved, cfg) == []
+    monkeypatch.delenv("GITHUB_PAT")  # typed by hand this time
+    assert changed_settings(saved, cfg) == []
+    other = compose(["model.preset=mine", "data.text_field=https://me:c4n4ry@other", "logging.wandb_entity=x"])
+    assert changed_settings(saved, other) == ["data.text_field: https://[redacted]@host -> https://me:c4n4ry@other"]
+
+
 def test_another_source_needs_permission(tmp_path):
     saved = compose([])
     (tmp_path / "a.txt").touch()

@@ -21,6 +21,13 @@ def test_status_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
+def test_the_reason_of_a_failure_holds_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_PAT", "c4n4ry-value")
+    run = RunDir(root=tmp_path)
+    write_status(run, "failed", step=1, reason='OSError: "c4n4ry-value" at https://me:c4n4ry@host')
+    assert json.loads(run.status.read_text())["reason"] == 'OSError: "[redacted]" at https://[redacted]@host'
+
+
 def test_an_older_configuration_is_kept_beside_the_new_one(tmp_path):
     run = RunDir(root=tmp_path)
     for steps in (10, 10, 20):

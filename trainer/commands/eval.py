@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from conf.reading.setting_files import key_of
 from launch.commands.kinds import define
+from launch.commands.known import require_run
 from launch.commands.parameters import takes_overrides, takes_run
 
 
@@ -23,6 +26,7 @@ def command(run: Path, overrides: tuple[str, ...]) -> int:
 
 def evaluate_run(path: Path, *, overrides: Sequence[str] = ()) -> None:
     """Print the losses and the routing table of a run's newest checkpoint."""
+    require_run(path)  # before torch is imported, which takes seconds
     from trainer.commands.trained import HeldOut
     from trainer.loading import load_run
     from trainer.report.routing_table import routing_table
@@ -30,6 +34,9 @@ def evaluate_run(path: Path, *, overrides: Sequence[str] = ()) -> None:
 
     loaded = load_run(path, overrides=overrides)
     held_out = HeldOut(loaded)
+    asked_for = any(key_of(word).partition(".")[0] == "data" for word in overrides)
+    if not asked_for and (note := held_out.note()):
+        print(note, file=sys.stderr)
     straight, unigram = held_out.report(), held_out.unigram_nats()
     print(f"{loaded.reader.path} at step {loaded.reader.step}, {straight.tokens:,.0f} target tokens")
     shuffled = held_out.report(shuffled=True)

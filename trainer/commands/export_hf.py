@@ -14,6 +14,7 @@ from conf.derived.layers import expert_layers, is_dense
 from conf.errors import CheckpointError, ConfigError
 from conf.reading.paths import user_path
 from launch.commands.kinds import define
+from launch.commands.known import require_run
 from launch.commands.parameters import FOLDER, option, takes_run
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def command(
 
     T5ForConditionalGeneration for a dense model, SwitchTransformersForConditionalGeneration for one with experts.
     """
+    require_run(run)  # before torch is imported, which takes seconds
     shard_bytes = parse_size(shard_size)
     import torch
 
@@ -81,6 +83,7 @@ def export_run(
     from model.hf.names import EMBEDDING
     from model.hf.notes import export_notes
     from parallel.mesh.axes import single_process
+    from trainer.checkpoint.files import delete
     from trainer.loading import open_run
 
     opened = open_run(run_path, single_process())
@@ -91,7 +94,7 @@ def export_run(
         raise ConfigError("DIR", got=str(target), needs="a new or empty folder", hint="another folder")
     partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        delete(partial)  # of an export that was killed
         partial.mkdir(parents=True)
         if with_tokenizer and run.tokenizer.exists():  # before the weights, since it may be refused
             write_tokenizer(opened.tokenizer(), partial)

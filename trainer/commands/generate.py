@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.commands.kinds import define
+from launch.commands.known import require_run
 from launch.commands.parameters import option, takes_run
 from trainer.commands.arguments import Decoding, takes_decoding
 from trainer.commands.texts import read_texts, takes_texts, visible
@@ -51,6 +52,7 @@ def generate(
     task: str | None = None,
 ) -> None:
     """Print what a run's newest checkpoint generates for each text."""
+    require_run(run)  # before torch is imported, which takes seconds
     from trainer.commands.trained import load
 
     model = load(run)

@@ -14,6 +14,7 @@ from conf.errors import CheckpointError, ConfigError, ConfigErrors
 from conf.safety import shell
 from conf.safety.writing import write_whole
 from launch.commands.kinds import define
+from launch.commands.output import OUTPUT_FOLDER
 from launch.commands.parameters import FILE, FOLDER, option, takes_overrides
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ SPANS = 28  # of a window of 512 tokens, each of which needs a sentinel
 )
 @takes_overrides()
 @option("--name", help="name of the run (default: the folder's name)")
-@option("--runs-dir", type=FOLDER, default="runs", metavar="DIR", help="where runs live")
+@option("--runs-dir", type=OUTPUT_FOLDER, default="runs", metavar="DIR", help="where runs live")
 @option("--tokenizer", type=FILE, metavar="FILE", help="sentencepiece .model file, where the folder has none")
 @option("--revision", metavar="NAME", help="of org/name: a branch, tag or commit (default: main)")
 def command(
@@ -217,9 +218,11 @@ def write_run(source: Import, root: Path, tokenizer: Tokenizer | None) -> Path:
     Written beside and renamed, so that a run is whole or absent whenever the import is killed. Raises CheckpointError
     if it cannot be written; nothing of it then remains.
     """
+    from trainer.checkpoint.files import delete
+
     partial = root.with_name(f".{root.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed import left
+        delete(partial)  # what a killed import left
         checkpoint = _write_whole(source, partial, tokenizer)
         partial.rename(root)
     except OSError as error:
@@ -238,13 +241,13 @@ def _write_whole(source: Import, root: Path, tokenizer: Tokenizer | None) -> Pat
     from parallel.layers.sharding import Shard
     from parallel.mesh.axes import single_process
     from trainer.checkpoint.store import CheckpointStore
-    from trainer.resume import NO_TOKENIZER, TrainState
+    from trainer.resume import IMPORTED, NO_TOKENIZER, TrainState
     from trainer.run_dir import RunDir, write_config, write_status
 
     run = RunDir(root=root)
     run.checkpoints.mkdir(parents=True)
     shards = {name: Shard(global_shape=s, offsets=(0,) * len(s), local_shape=s) for name, s in source.shapes.items()}
-    fingerprints = {"tokenizer": tokenizer.fingerprint if tokenizer else NO_TOKENIZER, "data": "imported"}
+    fingerprints = {"tokenizer": tokenizer.fingerprint if tokenizer else NO_TOKENIZER, "data": IMPORTED}
     store = CheckpointStore(run.checkpoints, single_process())
     try:
         states = (StateTensor(name=name, kind=MASTER, value=value) for name, value in source.tensors())

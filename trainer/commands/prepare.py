@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from conf.safety import shell
 from conf.sources import SOURCES
 from launch.commands.kinds import define
-from launch.commands.parameters import FOLDER, option, takes_overrides
+from launch.commands.output import OUTPUT_FOLDER
+from launch.commands.parameters import option, takes_overrides
 
 if TYPE_CHECKING:
     from data.notice import Progress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     )
 )
 @takes_overrides()
-@option("--out", type=FOLDER, metavar="DIR", help="where the shards go (default: data.cache_dir)")
+@option("--out", type=OUTPUT_FOLDER, metavar="DIR", help="where the shards go (default: data.cache_dir)")
 def command(overrides: tuple[str, ...], out: Path | None) -> int:
     """Train the tokenizer and turn documents into shards, in several processes; an interrupted run goes on.
 

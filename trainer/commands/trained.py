@@ -26,6 +26,7 @@ from trainer.evaluate import evaluate, unigram_nats
 from trainer.loading import LoadedRun, load_run
 from trainer.report.metrics import Meter, Report
 from trainer.report.progress import PreparationView
+from trainer.resume import IMPORTED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +92,7 @@ class TrainedModel:
 
     def generation_note(self, task: str | None = None) -> str | None:
         """What to tell a person about settings that the model came with; None where it has none for this task."""
-        found = self.loaded.generation
+        found = self.loaded.saved.generation
         settings = found.settings(task) if found else {}
         shown = [f"{name} {settings[name]!r}" for name in KNOWN if settings.get(name) is not None]
         others = [name for name in found.tasks if name != task] if found else []
@@ -100,7 +101,7 @@ class TrainedModel:
         return "; ".join(lines) or None
 
     def _own_settings(self, task: str | None) -> dict[str, Any] | None:
-        found = self.loaded.generation
+        found = self.loaded.saved.generation
         if found is None and task is not None:
             raise ConfigError("--task", got=task, needs="a model that was imported with settings for tasks")
         return our_options(found.settings(task)) if found else None
@@ -126,6 +127,13 @@ class HeldOut:
         prepare_data(loaded.cfg, progress=view.update)
         view.close()
         self._corpus: Corpus = open_corpus(loaded.cfg)
+
+    def note(self) -> str | None:
+        """What to tell a person about text that is not the one the checkpoint was trained on."""
+        trained, now = self._loaded.saved.fingerprints.get("data"), self._corpus.fingerprint["data"]
+        if trained in (None, IMPORTED, now):
+            return None
+        return f"note: the text is not the one of the run (fingerprint {now[:12]}, the checkpoint has {trained[:12]})"
 
     def report(self, *, shuffled: bool = False) -> Report:
         """Losses and routing; `shuffled`: of inputs whose tokens are out of order."""

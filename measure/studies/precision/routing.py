@@ -135,17 +135,17 @@ class Watch:
 
 def _watch(loaded: LoadedRun, batches: Iterator[TensorBatch], *, mode: RouteMode) -> list[Watch]:
     """One forward pass over the batches; what every expert layer decided, in the order of `layer_names`."""
-    layers = [layer for layer in loaded.module.modules() if isinstance(layer, MoeLayer)]
-    watches = [Watch() for _ in layers]
-    for layer, watch in zip(layers, watches, strict=True):
+    named = [(name, layer) for name, layer in loaded.module.named_modules() if isinstance(layer, MoeLayer)]
+    watches = [Watch() for _ in named]
+    for (_, layer), watch in zip(named, watches, strict=True):
         layer.tap = watch
     try:
         for batch in batches:
-            for layer, watch in zip(layers, watches, strict=True):
-                tokens = batch.inputs_BL if layer.name.startswith("encoder") else batch.targets_BT
+            for (name, _), watch in zip(named, watches, strict=True):
+                tokens = batch.inputs_BL if name.startswith("encoder") else batch.targets_BT
                 watch.real_N = (tokens != 0).reshape(-1)
             loaded.module(batch.inputs_BL, batch.targets_BT, mode=mode, noise=None)
         return watches
     finally:
-        for layer in layers:
+        for _, layer in named:
             layer.tap = None

@@ -33,7 +33,7 @@ def test_a_preset_brings_its_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_section_lists_its_presets_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--explain", "schedule", "schedule=cosine")
-    assert "presets: constant, cosine, linear, rsqrt, wsd" in text
+    assert "presets: constant, cosine, linear, rsqrt, t5, wsd" in text
     assert "schedule.name" in text
     assert "cosine" in text.split("schedule.name")[1].split("\n")[0]
     assert "train." not in text

@@ -22,7 +22,7 @@ from tests.launch.test_torchrun import launch
 _LAUNCHER = f"""
 import os, signal, subprocess, sys, time
 command, own, after = sys.argv[1], sys.argv[2], float(sys.argv[3])
-env = {{**os.environ, "WORLD_SIZE": "2"}}
+env = {{**os.environ, "WORLD_SIZE": "2", "CROSS_SIZE": "1"}}
 if own == "own":
     env["{BOUND_VARIABLE}"] = str(os.getpid())
 ranks = [subprocess.Popen([sys.executable, "-c", command], env=env) for _ in range(2)]
@@ -71,8 +71,11 @@ def test_no_rank_outlives_a_launcher_however_early_it_is_killed(own: bool, after
 
 
 _ALONE = """
-import os, sys, time
+import os, signal, sys, time
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 if os.fork() == 0:
+    time.sleep(float(sys.argv[3]) if sys.argv[3:] else 0)
     from launch.ranks.bound import die_with_launcher
     bound = die_with_launcher()
     time.sleep(2)
@@ -86,6 +89,15 @@ def test_a_rank_that_is_alone_outlives_its_parent(tmp_path: Path) -> None:
     wait_for(tmp_path / "out")
     time.sleep(0.1)
     assert (tmp_path / "out").read_text() == "False"
+
+
+@pytest.mark.parametrize(("how", "bound"), [("nohup", "False"), ("shell", "True")])
+def test_a_rank_that_was_started_by_hand_and_whose_shell_is_gone_runs(tmp_path: Path, how: str, bound: str) -> None:
+    env = plan(launch(nproc=1), [], run_name=None, environment=OUTER).environment | {"RANK": "0", "WORLD_SIZE": "2"}
+    subprocess.run([sys.executable, "-c", _ALONE, tmp_path / "out", how, "0.5"], env=env, timeout=60, check=True)
+    wait_for(tmp_path / "out")
+    time.sleep(0.1)
+    assert (tmp_path / "out").read_text() == bound
 
 
 def started_by(pid: int) -> list[int]:

@@ -202,5 +202,5 @@ def test_a_manifest_that_is_no_object_or_no_file(tmp_path: Path) -> None:
             load_manifest(tmp_path)
     (tmp_path / "manifest.json").unlink()
     os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(CheckpointError, match="not a plain file"):
+    with pytest.raises(CheckpointError, match="no regular file"):
         load_manifest(tmp_path)

@@ -90,6 +90,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(trained, "load", lambda run: Stub())
+    monkeypatch.setattr("trainer.commands.generate.require_run", lambda run: None)
 
 
 def test_a_result_is_one_line_in_which_line_breaks_are_seen(stub, capsys):
