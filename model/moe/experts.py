@@ -58,7 +58,7 @@ class ExpertBank(nn.Module):
         """Rows that lie expert by expert, `counts_X` of each, through their experts: `[R, D]`, without dropout.
 
         Costs what the rows cost, whatever the number of experts. On CPUs experts without rows are skipped, which waits
-        for the counts; on CUDA the products are grouped ones, and nothing waits.
+        for the counts; on CUDA the products are grouped ones, and nothing waits here (`sort_choices` has waited once).
         """
         if rows_RD.is_cuda:
             return self._grouped(rows_RD, counts_X)
