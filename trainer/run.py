@@ -198,7 +198,7 @@ def _announce(view: ProgressView, session: Session, state: TrainState) -> None:
 def zero_words(cfg: RunConfig, mesh: Mesh) -> str:
     """The stage that is run, and why where it is not the configured one."""
     stage = zero_stage(cfg, mesh)
-    why = f" (parallel.zero={cfg.parallel.zero}: one data-parallel rank has nothing to share)"
+    why = f" (parallel.zero={cfg.parallel.zero}: no parameter has copies to share out)"
     return f"ZeRO-{stage}{why if stage != cfg.parallel.zero else ''}"
 
 

@@ -62,8 +62,8 @@ def build_engine(module: ModuleT, cfg: RunConfig, mesh: Mesh) -> Engine[ModuleT]
 
 
 def zero_stage(cfg: RunConfig, mesh: Mesh) -> int:
-    """The stage that is run: with one data-parallel rank there is nothing to share out, and 0 makes fewer passes."""
-    return 0 if mesh.dp.size == 1 else cfg.parallel.zero
+    """The stage that is run: where no parameter has copies there is nothing to share out, and 0 makes fewer passes."""
+    return cfg.parallel.zero if mesh.has_replicas else 0
 
 
 def _check(module: nn.Module, cfg: RunConfig) -> None:

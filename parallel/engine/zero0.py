@@ -23,8 +23,8 @@ class ReducedMasters(MasterOptimizer):
 
     def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """Dense fp32 gradients, and expert gradients by the name of their group."""
-        if self.mesh.dp.size == 1:
-            return [], {}  # experts have no copies either: nothing to reduce
+        if not self.mesh.has_replicas:
+            return [], {}
         dense: list[Tensor] = []
         experts: dict[str, list[Tensor]] = {}
         for parameter, grad in self.gradient_sums().items():

@@ -37,6 +37,14 @@ class Mesh:
         """Whether this is global rank 0, the only one that logs."""
         return self.world.rank == 0
 
+    @property
+    def has_replicas(self) -> bool:
+        """Whether any parameter has copies whose gradients come from other rows: dense ones over dp, experts over edp.
+
+        Whole experts (etp 1) have copies on tensor ranks also where dp is 1.
+        """
+        return self.dp.size > 1 or self.edp.size > 1
+
 
 def single_process() -> Mesh:
     """Groups of a run without torch.distributed: every axis has size 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -90,7 +91,7 @@ def test_a_run_under_nohup_outlives_the_shell_it_was_started_from(tmp_path: Path
     """But not what started it with the wish that it should not."""
     words = [f"out={tmp_path}", "act=wait"]
     planned = plan(launch(nproc=nproc), words, run_name="run", environment=OUTER, module=STANDIN)
-    command = f"{sys.executable} -c '{BECOME}' {planned}"
+    command = shlex.join((sys.executable, "-c", BECOME, *planned.command))
     wish = f"export {BOUND_VARIABLE}=$$\n" if bound else ""
     (tmp_path / "go").write_text(
         f"{wish}nohup {command} > nohup.out 2>&1 & echo $!\nwhile [ ! -e end ]; do sleep 0.1; done\n"

@@ -13,6 +13,7 @@ import trainer.step
 from measure.verify.observe.record import expert_layers
 from measure.verify.report import describe_first
 from parallel.layers.sharding import spec_of
+from parallel.optim.masters import MasterOptimizer
 from tests.measure.verify.tiny import Planted, plan, run
 
 
@@ -59,12 +60,15 @@ def experts_without_decay(job):
 
 
 def experts_not_clipped(job):
-    return patch(
-        "torch.nn.utils.clip_grads_with_norm_",
-        lambda masters, most, norm: [
-            p.grad.mul_(min(1.0, most / float(norm))) for p in masters if not spec_of(p).is_expert
-        ],
-    )
+    right = MasterOptimizer._clip
+
+    def clip(self, norm):
+        for parameter, master in self.master_of.items():
+            if spec_of(parameter).is_expert:
+                master.grad.mul_(max(1.0, float(norm) / self.clip_norm))
+        right(self, norm)
+
+    return patch.object(MasterOptimizer, "_clip", clip)
 
 
 def jitter_drawn_again(job):
@@ -100,9 +104,10 @@ def _with(right: Callable, change: Callable) -> Callable:
 def _every_second_call(right: Callable) -> Callable:
     calls = []
 
-    def tokens(x_BLD, real_BL, ids_BL, sequences, key):
+    def tokens(x_BLD, real_BL, ids_BL, sequences, noise):
         calls.append(1)
-        return right(x_BLD, real_BL, ids_BL, sequences, replace(key, seed=key.seed + (len(calls) % 2 == 0)))
+        again = replace(noise, starts_2S=noise.starts_2S + (len(calls) % 2 == 0))
+        return right(x_BLD, real_BL, ids_BL, sequences, again)
 
     return tokens
 

@@ -74,7 +74,11 @@ def test_one_process_without_launcher():
     check(1, {"accumulation": 2}, backend=None)
 
 
-@pytest.mark.parametrize("layout", [{}, {"ep": 2, "accumulation": 2}], ids=["dp2", "ep2"])
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"ep": 2, "accumulation": 2}, {"tp": 2, "etp": 1}],
+    ids=["dp2", "ep2", "experts whole on tensor ranks"],
+)
 def test_two_ranks(layout):
     check(2, layout)
 
@@ -111,7 +115,6 @@ def test_building():
     ("world", "layout"),
     [
         (2, {"tp": 2}),
-        (2, {"tp": 2, "etp": 1}),
         (2, {"ep": 2, "accumulation": 4}),
         (4, {"tp": 2, "ep": 4, "etp": 1}),
         (4, {"ep": 2}),
