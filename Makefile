@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HF     := $(VENV)/.installed-hf
+BENCH  := $(VENV)/.installed-bench
 ARGS   ?=
 JOBS   ?= 2
 
@@ -27,10 +28,10 @@ train: $(STAMP)
 	$(BIN)/pointsman train $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m 'not slow and not gpu' -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests -m 'not slow and not gpu' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest tests -m 'slow' $(ARGS)
+	$(BIN)/python -m pytest tests -m 'slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 # Against freshly made models of transformers, which is installed for it (half a minute, 140 MB).
 $(HF): $(STAMP)
@@ -38,16 +39,23 @@ $(HF): $(STAMP)
 	@touch $@
 
 test-hf: $(HF)
-	$(BIN)/python -m pytest tests/model/hf -m 'slow' $(ARGS)
+	$(BIN)/python -m pytest tests/model/hf tests/measure/speed/peers -m 'slow' $(ARGS)
+
+# What `pointsman bench` holds us against.
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[bench]' -c constraints.txt
+	@touch $@
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)
 
 # The result pages of benchmarks/, on a quiet machine. ARGS: further settings of all of them, e.g. train.precision=bf16.
-bench: $(STAMP)
+bench: $(BENCH)
 	$(BIN)/pointsman bench layer router model.d_model=512 model.d_ff=2048 $(ARGS) --markdown benchmarks/layer.md
 	$(BIN)/pointsman bench step subnormals $(ARGS) --markdown benchmarks/step.md
 	$(BIN)/pointsman bench exchange model.d_model=512 $(ARGS) --markdown benchmarks/exchange.md
+	$(BIN)/pointsman bench peers --threads 2 $(ARGS) --markdown benchmarks/peers.md
+	$(BIN)/pointsman bench generation --threads 2 $(ARGS) --markdown benchmarks/generation.md
 
 # The page of all settings, from the comments in conf/schema.py.
 fields: $(STAMP)

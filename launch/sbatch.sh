@@ -6,6 +6,7 @@ set -u
 # Nothing of a launcher around sbatch may reach the ranks.
 unset @stale
 export OMP_NUM_THREADS=@threads
+@allocator
 export PYTHONSAFEPATH=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=@grace
 @exports
@@ -42,16 +43,22 @@ requeue=no
 trap 'requeue=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # to the step; srun itself would kill it at once
 trap : TERM INT # of scancel, which tells the step as well
 
-srun --nodes=@nodes --ntasks=@nodes --ntasks-per-node=1 --cpus-per-task=@cpus --kill-on-bad-exit=1 @container\
-    @python -m launch.agent \
-    @arguments &
+# The step's code goes through a file: of a child that ends while a trap runs, bash 5.2 may forget it (`wait` says -1).
+ended=$(mktemp) || exit 1
+{
+    trap : TERM INT USR1 # srun gets them as well; this shell outlives it
+    srun --nodes=@nodes --ntasks=@nodes --ntasks-per-node=1 --cpus-per-task=@cpus --kill-on-bad-exit=1 @container\
+        @python -m launch.agent \
+        @arguments
+    echo "$?" > "$ended"
+} &
 step=$!
 wait "$step"
 while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     wait "$step"
 done
-wait "$step" # bash remembers its code
-code=$?
+read -r code < "$ended" || code=1
+rm -f "$ended"
 
 if [ "$requeue" = yes ] && [ "$code" -ne 0 ]; then
     [ "$(newest)" != "$before" ] || [ "$starts" -lt @most ] || give_up "$code"

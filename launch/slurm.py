@@ -26,6 +26,7 @@ from launch.commands.kinds import define
 from launch.commands.output import OUTPUT, write_output
 from launch.commands.parameters import option, takes_overrides
 from launch.naming import with_name
+from launch.ranks.allocator import TUNABLES, VARIABLE
 from launch.ranks.environment import STALE, module_search_path
 from launch.torchrun import TRAINER, Rendezvous, torchrun_arguments
 
@@ -132,6 +133,7 @@ def batch_script(cfg: RunConfig, overrides: Sequence[str], *, module: str = TRAI
         directives="\n".join(directives(cfg, folder)),
         stale=" ".join(STALE),
         threads=launch.threads_per_rank or max(1, cpus_per_task(launch) // launch.nproc),
+        allocator=f'[ -n "${{LD_PRELOAD-}}" ] || export {VARIABLE}="${{{VARIABLE}-{TUNABLES}}}"',
         notice=NOTICE_SECONDS,
         grace=NOTICE_SECONDS - 60,
         exports="\n".join(exports),

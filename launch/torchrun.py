@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from conf.errors import ConfigError
 from conf.schema import LaunchConfig
+from launch.ranks.allocator import allocator_environment
 from launch.ranks.environment import clean_environment
 
 TRAINER = "trainer.main"
@@ -79,7 +80,8 @@ def threads_per_rank(launch: LaunchConfig, environment: Mapping[str, str]) -> in
 
 def rank_environment(launch: LaunchConfig, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` as the agent and its ranks need it."""
-    env = clean_environment(environment) | {"OMP_NUM_THREADS": str(threads_per_rank(launch, environment))}
+    env = clean_environment(environment) | allocator_environment(environment)
+    env["OMP_NUM_THREADS"] = str(threads_per_rank(launch, environment))
     if launch.max_restarts > 0:
         # Restarted ranks otherwise read the addresses of the dead ones from the agent's store.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -26,10 +26,13 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
-def settings(folder: Path, *more: str) -> list[str]:
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of every run here: one text, prepared once."""
+    folder = tmp_path_factory.mktemp("text")
     text = folder / "topics.jsonl"
     text.write_text("".join(json.dumps({"text": topic}) + "\n" for _, topic in sorted(topics.items())))
-    return [*SMALL, *ENDLESS, f"data.files={text}", f"data.cache_dir={folder / 'cache'}", "name=run", *more]
+    return [*SMALL, *ENDLESS, f"data.files={text}", f"data.cache_dir={folder / 'cache'}", "name=run"]
 
 
 def start(command: list[str], folder: Path, log: str) -> subprocess.Popen[bytes]:
@@ -66,8 +69,8 @@ def rank_of(agent: subprocess.Popen[bytes], rank: int) -> int:
         (signal.SIGTERM, 143, "stopped", "SIGTERM to rank 1", "stopped by SIGTERM to rank 1"),
     ],
 )
-def test_what_happened_to_one_rank_is_the_reason_of_all(tmp_path, signum, code, ending, reason, last):
-    run = start(["launch.cli", "train", *settings(tmp_path)], tmp_path, "run.log")
+def test_what_happened_to_one_rank_is_the_reason_of_all(tmp_path, settings, signum, code, ending, reason, last):
+    run = start(["launch.cli", "train", *settings], tmp_path, "run.log")
     try:
         wait_until_trained(tmp_path, run)
         os.kill(rank_of(run, 1), signum)
@@ -82,8 +85,8 @@ def test_what_happened_to_one_rank_is_the_reason_of_all(tmp_path, signum, code, 
 
 
 @pytest.mark.slow
-def test_a_run_whose_launcher_is_killed_saves_and_has_failed(tmp_path):
-    run = start(["launch.cli", "train", *settings(tmp_path)], tmp_path, "run.log")
+def test_a_run_whose_launcher_is_killed_saves_and_has_failed(tmp_path, settings):
+    run = start(["launch.cli", "train", *settings], tmp_path, "run.log")
     try:
         wait_until_trained(tmp_path, run)
         ranks = started_by(run.pid)
@@ -98,11 +101,11 @@ def test_a_run_whose_launcher_is_killed_saves_and_has_failed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_run_of_an_agent_that_is_killed_goes_on_with_the_other(tmp_path):
+def test_the_run_of_an_agent_that_is_killed_goes_on_with_the_other(tmp_path, settings):
     """Its rank's steps are not lost either."""
     words = ["torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
     words += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    module = ["-m", "trainer.main", *settings(tmp_path, "parallel.ep=1")]
+    module = ["-m", "trainer.main", *settings, "parallel.ep=1"]
     first = start([*words, "--rdzv-conf=last_call_timeout=6,is_host=1", *module], tmp_path, "first.log")
     time.sleep(0.5)
     other = start([*words, "--rdzv-conf=last_call_timeout=6,is_host=0", *module], tmp_path, "other.log")
@@ -126,9 +129,9 @@ def test_the_run_of_an_agent_that_is_killed_goes_on_with_the_other(tmp_path):
     assert status(tmp_path)["reason"] == "SIGTERM"
 
 
-def test_tasks_that_slurm_started_are_no_runs_of_their_own(tmp_path):
+def test_tasks_that_slurm_started_are_no_runs_of_their_own(tmp_path, settings):
     """As `srun -n 2 python -m trainer.main` starts them."""
-    command = [sys.executable, "-m", "trainer.main", *settings(tmp_path, "launch.nproc=1", "parallel.ep=1")]
+    command = [sys.executable, "-m", "trainer.main", *settings, "launch.nproc=1", "parallel.ep=1"]
     for task in "01":
         step = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": task}
         done = subprocess.run(
@@ -142,7 +145,7 @@ def test_tasks_that_slurm_started_are_no_runs_of_their_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [["launch.cli", "train"], ["trainer.main"]])
-def test_what_other_launchers_left_changes_no_run(tmp_path, module):
+def test_what_other_launchers_left_changes_no_run(tmp_path, settings, module):
     left = {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_MAX_RESTARTS": "3",
@@ -156,7 +159,7 @@ def test_what_other_launchers_left_changes_no_run(tmp_path, module):
         "PET_RUN_PATH": "1",
         "PMI_RANK": "0",
     }
-    command = [sys.executable, "-m", *module, *settings(tmp_path, "launch.nproc=1", "parallel.ep=1", "train.steps=2")]
+    command = [sys.executable, "-m", *module, *settings, "launch.nproc=1", "parallel.ep=1", "train.steps=2"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(**left), capture_output=True, text=True, timeout=200, check=False
     )

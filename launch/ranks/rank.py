@@ -9,11 +9,12 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.ranks.allocator import allocator_of_children
 from launch.ranks.child import Answer, Files, Seat, serve
 
 Start = Literal["fork", "spawn"]  # fork: from the server; spawn: a new Python, where forks cannot use the GPU or time
@@ -36,7 +37,8 @@ class Rank:
         self.line, theirs = context.Pipe()
         arguments = (theirs, self.files, dict(environment), tuple(preload))
         self.process = context.Process(target=serve, args=arguments, daemon=True)
-        self.process.start()
+        with allocator_of_children(environment) if start == "spawn" else nullcontext():
+            self.process.start()
         theirs.close()
 
     def send(self, call: bytes) -> None:

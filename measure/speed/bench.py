@@ -41,6 +41,21 @@ def _on_ranks(name: str) -> Callable[[Settings], Iterable[Row]]:
     return run
 
 
+def _peers(settings: Settings) -> Iterable[Row]:
+    from measure.speed.peers.run import cases
+    from measure.speed.ranks import run_on_ranks
+
+    for case in cases(settings):  # in a process of its own each: what one has allocated does not serve the next
+        yield from run_on_ranks("peers", case)
+
+
+def _generation(settings: Settings) -> Iterable[Row]:
+    from measure.speed.generation import shaped
+    from measure.speed.ranks import run_on_ranks
+
+    return run_on_ranks("generation", shaped(settings))
+
+
 def _layer(settings: Settings) -> Iterable[Row]:
     from measure.speed import layer
 
@@ -86,6 +101,16 @@ BENCHMARKS = {
     "step": Benchmark(
         about="a training step on launch.nproc ranks against that of the FLOP-matched dense twin",
         run=_on_ranks("step"),
+        refusal=_without_experts,
+    ),
+    "peers": Benchmark(
+        about="a step on one rank against its matrix products, its dense twin and Hugging Face's models",
+        run=_peers,
+        refusal=_without_experts,
+    ),
+    "generation": Benchmark(
+        about="tokens generated, against Hugging Face's Switch and against a model with the fewest experts",
+        run=_generation,
         refusal=_without_experts,
     ),
     "exchange": Benchmark(

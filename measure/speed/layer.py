@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from measure.speed.peers.layers import LAYERS
+from measure.speed.peers.side import Absent
 from measure.speed.result import Row
 from measure.speed.setup import LayerCase, Settings, gradients_of, layer_case
-from measure.speed.timing import clock_of, compare
+from measure.speed.timing import Work, clock_of, compare
 from model.moe.experts import ExpertBank
 
 EXPERTS = {"cpu": (8, 32), "cuda": (8, 32, 128)}
@@ -32,7 +34,8 @@ def run(settings: Settings) -> Iterator[Row]:
         dense = gradients_of(lambda case=case: [case.dense(case.x_BLD, None)], [case.x_BLD, *case.dense.parameters()])
         loop = gradients_of(lambda case=case: loop_forward(case), [case.x_BLD, *case.layer.parameters()])
         name = f"expert layer, {experts} experts"
-        for peer, work in (("dense layer", dense), ("loop over experts", loop)):
+        peers = {"dense layer": dense, "loop over experts": loop, **_of_others(case)}
+        for peer, work in peers.items():
             comparison = compare(ours, work, clock=clock, rounds=settings.rounds)
             yield Row(
                 benchmark="layer",
@@ -41,6 +44,16 @@ def run(settings: Settings) -> Iterator[Row]:
                 comparison=comparison,
                 numbers={"tokens": case.tokens, "tokens/s": case.tokens / comparison.ours_seconds},
             )
+
+
+def _of_others(case: LayerCase) -> dict[str, Work]:
+    works: dict[str, Work] = {}
+    for name, build in LAYERS.items():
+        try:
+            works[name] = build(case)
+        except Absent as absent:
+            print(f"bench layer: {absent}", flush=True)
+    return works
 
 
 def layer_forward(case: LayerCase) -> list[Tensor]:

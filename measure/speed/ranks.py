@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from conf.errors import ConfigError
+from launch.ranks.allocator import allocator_environment
 from launch.ranks.child import Seat
 from launch.ranks.environment import clean_environment
 from launch.ranks.pool import RankPool
-from measure.speed import exchange, step
+from measure.speed import exchange, generation, step
+from measure.speed.peers import run as peers
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from parallel.mesh.axes import Mesh
 from parallel.mesh.groups import meeting
 from trainer.device import local_device, make_repeatable
 
-BENCHMARKS: dict[str, Callable[[Settings, Mesh], Iterator[Row]]] = {"step": step.run, "exchange": exchange.run}
+BENCHMARKS: dict[str, Callable[[Settings, Mesh], Iterator[Row]]] = {
+    "step": step.run,
+    "exchange": exchange.run,
+    "peers": peers.run,
+    "generation": generation.run,
+}
 
 
 def run_on_ranks(benchmark: str, settings: Settings) -> list[Row]:
@@ -25,7 +32,8 @@ def run_on_ranks(benchmark: str, settings: Settings) -> list[Row]:
     launch = settings.cfg.launch
     if launch.nodes != 1:
         raise ConfigError("launch.nodes", got=launch.nodes, needs="1: a benchmark measures this machine")
-    environment = clean_environment(os.environ) | {"OMP_NUM_THREADS": str(settings.threads)}
+    environment = clean_environment(os.environ) | allocator_environment(os.environ)
+    environment["OMP_NUM_THREADS"] = str(settings.threads)
     # New processes, as those of a training run: a fork of one that has computed may lose its threads.
     with RankPool(launch.nproc, environment=environment, preload=(__name__,), start="spawn") as pool:
         return pool.run(_measure, benchmark, settings)[0]

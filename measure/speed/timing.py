@@ -1,11 +1,11 @@
-"""Two pieces of work measured alternately: A B A B .., so that what slows the machine slows both."""
+"""Pieces of work measured alternately: A B B A .., so that what slows the machine slows all."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,17 +72,26 @@ def compare(
     Each runs `warmup` times first, which also says how often short work must be repeated to fill a measurement.
     `repeats` fixes that number instead: ranks that work together must agree on it.
     """
+    both = {"ours": ours, "peer": peer}
+    found = interleave(both, clock=clock, rounds=rounds, warmup=warmup, repeats=repeats)
+    return Comparison(ours=found["ours"], peer=found["peer"])
+
+
+def interleave(
+    works: Mapping[str, Work], *, clock: Clock, rounds: int, warmup: int = 2, repeats: int | None = None
+) -> dict[str, tuple[float, ...]]:
+    """Seconds per run of each, one a round; as `compare`, of any number of works."""
     assert rounds >= 1, rounds
     assert warmup >= 1, warmup
-    counts = []
-    for work in (ours, peer):
+    counts = {}
+    for name, work in works.items():
         seconds = [clock(work, 1) for _ in range(warmup)]
-        counts.append(repeats or repeats_for(min(seconds)))
-    samples: tuple[list[float], list[float]] = ([], [])
+        counts[name] = repeats or repeats_for(min(seconds))
+    samples: dict[str, list[float]] = {name: [] for name in works}
     for index in range(rounds):
-        for side in (0, 1) if index % 2 == 0 else (1, 0):
-            samples[side].append(clock((ours, peer)[side], counts[side]) / counts[side])
-    return Comparison(ours=tuple(samples[0]), peer=tuple(samples[1]))
+        for name in works if index % 2 == 0 else reversed(works):
+            samples[name].append(clock(works[name], counts[name]) / counts[name])
+    return {name: tuple(seconds) for name, seconds in samples.items()}
 
 
 def repeats_for(seconds: float) -> int:

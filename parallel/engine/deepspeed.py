@@ -39,7 +39,7 @@ def build_engine(module: ModuleT, cfg: RunConfig, mesh: Mesh) -> Engine[ModuleT]
     insists. Replaces DeepSpeed's global expert groups by those of `mesh`.
     """
     _check(module, cfg)
-    _prepare_process(on_gpu=next(module.parameters()).is_cuda)
+    prepare_process(on_gpu=next(module.parameters()).is_cuda)
     process_groups = ProcessGroups(mesh)
     has_experts = mark_parameters(module, mesh)
     if has_experts:
@@ -75,7 +75,7 @@ def _check(module: nn.Module, cfg: RunConfig) -> None:
         assert parameter.requires_grad, f"{name} is frozen, and its state would be missing from checkpoints"
 
 
-def _prepare_process(*, on_gpu: bool) -> None:
+def prepare_process(*, on_gpu: bool) -> None:
     """What DeepSpeed reads from its surroundings: accelerator, local rank, process group; its noise turned off."""
     if not on_gpu:  # also on a machine with GPUs, when the run was put on gloo and CPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -70,6 +70,7 @@ def test_one_rank_becomes_the_trainer_itself(tmp_path: Path) -> None:
     assert report["cwd"] == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_meet_and_only_rank_0_speaks_on_the_terminal(tmp_path: Path) -> None:
     screen, terminal = pty.openpty()
     process = start(tmp_path, "act=none", stdout=terminal, nproc=2)

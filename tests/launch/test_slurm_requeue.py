@@ -13,11 +13,12 @@ from conf.rules.sections import slurm_seconds
 from launch.slurm import batch_script
 from tests.launch.shells import Shell
 
+JOB = "$(cut -d' ' -f4 /proc/$PPID/stat)"  # the script, which runs srun in a shell of its own
 # Gets the notice, saves a checkpoint if it is to, and ends as ranks do that were stopped.
-SRUN = """#!/bin/bash
-kill -USR1 "$PPID"
+SRUN = f"""#!/bin/bash
+kill -USR1 {JOB}
 sleep 0.2
-[ -z "${SAVES-}" ] || mkdir -p "$SAVES"
+[ -z "${{SAVES-}}" ] || mkdir -p "$SAVES"
 exit 143
 """
 
@@ -55,7 +56,7 @@ def test_two_starts_without_a_new_checkpoint_end_the_job_with_the_reason(job: Sh
 
 def test_a_start_that_somebody_else_put_into_the_queue_counts_too(job: Shell) -> None:
     """Slurm itself after a node failed: nothing of the script ran at the end of those starts."""
-    job.add("srun", '#!/bin/bash\nkill -KILL "$PPID"\n')
+    job.add("srun", f"#!/bin/bash\nkill -KILL {JOB}\n")
     assert [start(job, number).returncode for number in range(2)] == [-9, -9]
     done = start(job, 2)
     assert done.returncode == 1
@@ -72,8 +73,9 @@ def test_a_job_that_is_submitted_again_begins_to_count_anew(job: Shell) -> None:
 def test_a_job_that_ends_by_itself_is_not_put_back(job: Shell) -> None:
     job.add("srun", "#!/bin/bash\nexit 2\n")
     assert start(job, 0).returncode == 2
-    job.add("srun", '#!/bin/bash\nkill -USR1 "$PPID"\nexit 0\n')  # done at the moment of the notice
-    assert start(job, 0).returncode == 0
+    job.add("srun", f"#!/bin/bash\nkill -USR1 {JOB}\nexit 0\n")  # done at the moment of the notice
+    for number in range(20):  # bash forgot the code of a step that ended while the trap ran, in a quarter of the cases
+        assert start(job, 0, name=str(number)).returncode == 0
     assert job.called("scontrol-requeue") == []
 
 

@@ -68,9 +68,9 @@ def steps(module: SwitchTransformer) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("whole", "recompute"),
     [
-        (False, False),
+        pytest.param(False, False, marks=SLOW),
         pytest.param(False, True, marks=SLOW),
-        *(pytest.param(True, r, marks=SLOW) for r in (False, True)),
+        pytest.param(True, False, marks=SLOW),
     ],
 )
 def test_every_step_runs_the_same_graphs_and_gives_the_same_bits(whole, recompute):
@@ -94,9 +94,7 @@ def test_every_router_is_one_graph(router):
     assert graphs.traced == 4
 
 
-@pytest.mark.parametrize(
-    "router", ["switch", *(pytest.param(name, marks=SLOW) for name in ROUTERS if name != "switch")]
-)
+@pytest.mark.parametrize("router", [pytest.param(r, marks=() if r == "switch" else SLOW) for r in ROUTERS])
 def test_a_whole_step_runs_under_fake_tensors(router):
     module = make_model(moe="switch", experts=experts(router))
     with FakeTensorMode(allow_non_fake_inputs=True):

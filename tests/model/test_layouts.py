@@ -36,7 +36,13 @@ def switch(**changes: Any) -> Any:
     return run_config(**{"moe": "switch", "experts": EXPERTS, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+QUICK = ("model_whole_experts", "expert_data", "expert_model_data", "expert_over_tensor_ranks")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(each, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, each in LAYOUTS.items()],
+)
 def test_layout_equals_one_process(layout: Layout) -> None:
     one_process = assert_equals_one_process(layout, switch())
     assert one_process.dropped > 0

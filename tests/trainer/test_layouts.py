@@ -160,6 +160,7 @@ def test_two_ranks():
     )
 
 
+@pytest.mark.slow
 def test_four_ranks():
     check(
         4,
@@ -176,7 +177,7 @@ def test_four_ranks():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name, (world, _) in LAYOUTS.items() if world == 4])
 def test_every_four_rank_layout(layout):
-    check(4, [(layout, (zero(stage), f"train.accumulation={micro}")) for stage in (0, 1, 2) for micro in (1, 2)])
+    check(4, [(layout, (zero(stage), f"train.accumulation={micro}")) for stage, micro in ((0, 2), (1, 1), (2, 2))])
 
 
 def _poisoned(rank, world, layout, stage):

@@ -14,6 +14,7 @@ import click
 from conf.errors import RanksFailed
 from launch.commands.kinds import define
 from launch.commands.parameters import PROCESSES, option
+from launch.ranks.allocator import allocator_line
 from launch.ranks.child import Seat
 from launch.ranks.environment import clean_environment
 from launch.ranks.pool import RankPool
@@ -69,6 +70,7 @@ def device_lines() -> list[str]:
     import torch.distributed as dist
 
     lines = [f"cpu             {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    lines.append(f"memory          {allocator_line(os.environ)}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         lines.append(f"gpu {index}           {properties.name}, {properties.total_memory / 2**30:.0f} GiB")

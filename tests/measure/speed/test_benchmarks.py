@@ -58,7 +58,12 @@ def test_the_loop_over_experts_gives_the_layers_output_and_gradients(settings, f
 def test_layer_and_router_name_every_comparison(settings):
     rows = [*layer.run(settings), *router.run(settings)]
     assert [(row.benchmark, row.peer) for row in rows[:2]] == [("layer", "dense layer"), ("layer", "loop over experts")]
-    assert [row.case.split(",")[0] for row in rows[2:]] == ["route", "dispatch", "experts", "combine"]
+    assert [row.case.split(",")[0] for row in rows if row.benchmark == "router"] == [
+        "route",
+        "dispatch",
+        "experts",
+        "combine",
+    ]
     assert all(row.comparison.ours_seconds > 0 and row.comparison.peer_seconds > 0 for row in rows)
 
 

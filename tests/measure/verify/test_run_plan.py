@@ -203,6 +203,7 @@ def trouble(job):
     yield
 
 
+@pytest.mark.slow
 def test_a_layout_that_fails_does_not_take_the_others_with_it():
     layouts = ("dp=2 zero=0", "dp=2 zero=1", "tp=2 zero=2", "dp=2 zero=2")
     raised, hung, killed, fine = run(plan(*layouts, ranks=2, steps=1, timeout_s=15.0), trouble).values()

@@ -44,7 +44,12 @@ def exhaustive_best(
 
 
 @pytest.mark.parametrize(
-    ("rule", "alpha"), [("gnmt", 0.0), ("gnmt", 0.6), ("gnmt", 3.0), ("power", 1.0), ("power", -1.0)]
+    ("rule", "alpha"),
+    [
+        ("gnmt", 0.6),
+        ("power", -1.0),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("gnmt", 0.0), ("gnmt", 3.0), ("power", 1.0))),
+    ],
 )
 def test_wide_beam_equals_exhaustive_search(rule: Any, alpha: float) -> None:
     module = make_model(vocab_size=VOCAB, seed=5, tie_embeddings=False)

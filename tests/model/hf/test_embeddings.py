@@ -38,7 +38,9 @@ def renamed(
     return embedding
 
 
-@pytest.mark.parametrize("config", [T5, SWITCH], ids=["t5", "switch"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(T5, id="t5", marks=pytest.mark.slow), pytest.param(SWITCH, id="switch")]
+)
 @pytest.mark.parametrize("kept", [(ENCODER,), (DECODER,), (HEAD,), (ENCODER, DECODER), (DECODER, HEAD), ALL])
 def test_a_tied_embedding_by_whatever_name(config: dict[str, Any], kept: tuple[str, ...], tmp_path: Path) -> None:
     embedding = renamed(tmp_path / "theirs", config, kept)
@@ -50,7 +52,7 @@ def test_a_tied_embedding_by_whatever_name(config: dict[str, Any], kept: tuple[s
     assert HEAD not in ours
 
 
-@pytest.mark.parametrize("kind", ["t5_gated_untied", "switch_untied"])
+@pytest.mark.parametrize("kind", [pytest.param("t5_gated_untied", marks=pytest.mark.slow), "switch_untied"])
 @pytest.mark.parametrize("kept", [(ENCODER,), (DECODER,), (ENCODER, DECODER), (SHARED, DECODER)])
 def test_an_untied_embedding_by_whatever_name(
     kind: str, kept: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

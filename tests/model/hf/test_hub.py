@@ -37,6 +37,7 @@ def calls(folder: Path, address: str, *lines: str) -> tuple[list[str], list[str]
     return done.stdout.split("===== "), done.stderr.split("=====\n")
 
 
+@pytest.mark.slow
 def test_a_repository_becomes_a_run_and_serves_again_without_a_network(tmp_path: Path) -> None:
     theirs = folder_of(tmp_path / "theirs", SWITCH)
     pickled = folder_of(tmp_path / "pickled", SWITCH)

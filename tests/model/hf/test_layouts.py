@@ -27,7 +27,9 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(
-    ("semantics", "layout"), [*(("hf", layout) for layout in LAYOUTS), ("hf_4", LAYOUTS[-1])], ids=str
+    ("semantics", "layout"),
+    [("hf_4", LAYOUTS[-1]), *(pytest.param("hf", layout, marks=pytest.mark.slow) for layout in LAYOUTS)],
+    ids=str,
 )
 def test_losses_and_gradients_do_not_depend_on_the_layout(semantics: str, layout: Layout) -> None:
     cfg = run_config(moe="switch", num_encoder_layers=4, num_decoder_layers=3, experts=replace(HF, semantics=semantics))

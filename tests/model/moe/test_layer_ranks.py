@@ -41,7 +41,16 @@ def test_no_drop_takes_any_batch_although_tensor_ranks_share_the_sequences():
 
 @pytest.mark.parametrize(
     ("tp", "dp", "ep", "etp"),
-    [(1, 2, 2, 1), (1, 4, 4, 1), (1, 4, 2, 1), (2, 1, 1, 2), (2, 2, 2, 2), (2, 1, 1, 1), (2, 1, 2, 1), (2, 2, 4, 1)],
+    [
+        (1, 2, 2, 1),
+        (2, 1, 1, 2),
+        (2, 1, 1, 1),
+        (2, 2, 4, 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in ((1, 4, 4, 1), (1, 4, 2, 1), (2, 2, 2, 2), (2, 1, 2, 1))
+        ),
+    ],
 )
 def test_equals_one_process(tp, dp, ep, etp):
     assert_equals_one_process(VARIANTS, tp, dp, ep, etp)

@@ -139,7 +139,7 @@ def test_resume_is_bit_exact_with_adafactor():
 @pytest.mark.slow
 def test_resume_is_bit_exact_at_other_stages():
     run_ranks(
-        resume, 4, [{**stage, "tp": 2, "ep": 2, "etp": etp} for stage in STAGES for etp in (1, 2)], deadline_s=180
+        resume, 4, [{**stage, "tp": 2, "ep": 2, "etp": 1 + n % 2} for n, stage in enumerate(STAGES)], deadline_s=180
     )
 
 

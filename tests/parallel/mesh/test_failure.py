@@ -32,7 +32,7 @@ def troubled(rank, world, how):
     [
         ("raise", "rank 1 failed: DataError: row 7 of a.jsonl: broken", ()),
         ("exit", "rank 1 no longer answers: ", (1,)),
-        ("hang", "rank 1 no longer answers: Timed out waiting 2000ms", (1,)),
+        pytest.param("hang", "rank 1 no longer answers: Timed out waiting 2000ms", (1,), marks=pytest.mark.slow),
     ],
 )
 def test_the_rank_that_failed_is_named_in_one_line(how, told, absent):

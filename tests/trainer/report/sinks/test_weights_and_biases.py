@@ -32,6 +32,8 @@ def _no_variables(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    # W&B takes seconds of processor time to start, and here a run has ended before that.
+    monkeypatch.setattr(weights_and_biases, "_CONNECT_S", 60.0)
 
 
 def use(monkeypatch, server):
