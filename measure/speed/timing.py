@@ -89,7 +89,7 @@ def interleave(
         counts[name] = repeats or repeats_for(min(seconds))
     samples: dict[str, list[float]] = {name: [] for name in works}
     for index in range(rounds):
-        for name in works if index % 2 == 0 else reversed(works):
+        for name in list(works) if index % 2 == 0 else list(works)[::-1]:
             samples[name].append(clock(works[name], counts[name]) / counts[name])
     return {name: tuple(seconds) for name, seconds in samples.items()}
 

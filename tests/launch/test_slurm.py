@@ -94,7 +94,7 @@ def test_overrides_survive_the_shell(tmp_path: Path) -> None:
     awkward = ["data.files=['a b/*.txt']", "name=it$HOME", "x=`id`"]
     script = checked(batch_script(config(tmp_path), awkward))
     words = subprocess.run(
-        ["bash", "-c", "printf '%s\\0' " + script.split("trainer.main \\\n")[1].split(" &\n")[0]],
+        ["bash", "-c", "printf '%s\\0' " + script.split("trainer.main \\\n")[1].split("\n    echo")[0]],
         capture_output=True,
         text=True,
         check=True,

@@ -68,10 +68,10 @@ def batch_of(cfg: RunConfig) -> StepBatch:
 
 
 class Product(NamedTuple):
-    """`count` products of `batch` matrices [m, k] x [k, n]; of tied or shared weights each use is one."""
+    """`times` products of `batch` matrices [m, k] x [k, n]; of tied or shared weights each use is one."""
 
     name: str
-    count: int
+    times: int
     batch: int
     m: int
     k: int
@@ -81,7 +81,7 @@ class Product(NamedTuple):
     @property
     def flops(self) -> int:
         """Of the forward products."""
-        return 2 * self.count * self.batch * self.m * self.k * self.n
+        return 2 * self.times * self.batch * self.m * self.k * self.n
 
 
 def products(cfg: RunConfig) -> Iterator[Product]:
@@ -131,7 +131,7 @@ def _products_work(product: Product, dtype: torch.dtype, device: torch.device) -
         return torch.randn(product.batch, rows, columns, device=device, dtype=dtype)
 
     m, k, n = product.m, product.k, product.n
-    operands = [(make(m, k), make(k, n), make(m, n), make(m, k), make(k, n)) for _ in range(product.count)]
+    operands = [(make(m, k), make(k, n), make(m, n), make(m, k), make(k, n)) for _ in range(product.times)]
 
     def work() -> None:
         for x, w, y, dx, dw in operands:
