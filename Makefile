@@ -31,7 +31,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'not slow and not gpu' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest tests -m 'slow' -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest tests -m 'slow' -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Against freshly made models of transformers, which is installed for it (half a minute, 140 MB).
 $(HF): $(STAMP)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -116,11 +117,17 @@ def _parses(key: str, value: str) -> bool:
 
 
 def _parse(key: str, line: str) -> Override:
+    parsed = _parsed(line)
+    if isinstance(parsed, Override):
+        return parsed
+    value = line.partition("=")[2]
+    raise ConfigError(key, got=value, needs=f"a value Hydra can read ({parsed})", hint=shell.word(f'{key}="{value}"'))
+
+
+@lru_cache(maxsize=256)  # a command reads its lines more than once, and odd ones take Hydra a quarter of a second
+def _parsed(line: str) -> Override | str:
+    """As Hydra reads it, or why it does not."""
     try:
         return OverridesParser.create().parse_override(line)
     except (HydraException, ValueError, RecursionError) as error:  # of thousands of digits, or of brackets
-        value = line.partition("=")[2]
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            key, got=value, needs=f"a value Hydra can read ({reason})", hint=shell.word(f'{key}="{value}"')
-        ) from None
+        return str(error).splitlines()[0]
