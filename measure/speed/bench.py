@@ -198,6 +198,7 @@ def bench(
         if name in refused:
             raise refused[name]
     names = names or [name for name in BENCHMARKS if name not in refused]
+    _name_absent(names)
     head = heading(names, settings)
     print("\n".join(f"{key:<10}{value}" for key, value in head.items()), flush=True)
     from measure.speed.result import text_table
@@ -212,6 +213,17 @@ def bench(
         write_output(json_file, json.dumps(content, indent=1) + "\n")
     if markdown:
         write_output(markdown, page(head, rows))
+
+
+def _name_absent(names: Sequence[str]) -> None:
+    from measure.speed.peers.layers import LAYERS
+    from measure.speed.peers.library import PACKAGE
+    from measure.speed.peers.side import absence
+
+    wanted = {"peers": [PACKAGE], "generation": [PACKAGE], "layer": list(LAYERS)}
+    for package in dict.fromkeys(package for name in names for package in wanted.get(name, [])):
+        if (text := absence(package)) is not None:
+            print(text, flush=True)
 
 
 def page(head: dict[str, str], rows: Sequence[Row]) -> str:

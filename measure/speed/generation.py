@@ -13,10 +13,10 @@ import torch
 
 from conf.compose import compose
 from conf.schema import RunConfig
-from measure.speed.peers.library import library_model
+from measure.speed.peers.library import PACKAGE, library_model
 from measure.speed.peers.own import batch_of
 from measure.speed.peers.run import ONE_RANK, SHAPE
-from measure.speed.peers.side import Absent
+from measure.speed.peers.side import absence
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Comparison, clock_of, interleave
@@ -46,11 +46,9 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
     prompts_BL = torch.cat([torch.from_numpy(micro.inputs_BL) for micro in batch_of(cfgs[0]).micro])
     prompts_BL = prompts_BL.repeat(-(-max(BATCHES) // len(prompts_BL)), 1).to(settings.device)
     writers = {f"{cfg.moe.num_experts} experts": _ours(cfg, settings.device) for cfg in cfgs}
-    try:
+    theirs = {}
+    if absence(PACKAGE) is None:
         theirs = {f"Hugging Face, {cfg.moe.num_experts} experts": _theirs(cfg, settings.device) for cfg in cfgs}
-    except Absent as absent:
-        print(f"bench generation: {absent}", flush=True)
-        theirs = {}
     smallest = next(iter(writers))
     for mode in MODES:
         for batch in BATCHES:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from measure.speed.peers.layers import LAYERS
-from measure.speed.peers.side import Absent
+from measure.speed.peers.side import absence
 from measure.speed.result import Row
 from measure.speed.setup import LayerCase, Settings, gradients_of, layer_case
 from measure.speed.timing import Work, clock_of, compare
@@ -47,13 +47,8 @@ def run(settings: Settings) -> Iterator[Row]:
 
 
 def _of_others(case: LayerCase) -> dict[str, Work]:
-    works: dict[str, Work] = {}
-    for name, build in LAYERS.items():
-        try:
-            works[name] = build(case)
-        except Absent as absent:
-            print(f"bench layer: {absent}", flush=True)
-    return works
+    there = (LAYERS[package] for package in LAYERS if absence(package) is None)
+    return {name: build(case) for name, build in there}
 
 
 def layer_forward(case: LayerCase) -> list[Tensor]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import nn
 
-from measure.speed.peers.side import Absent
 from measure.speed.setup import CAPACITY_FACTOR, LayerCase, gradients_of
 from measure.speed.timing import Work
 from parallel.engine.deepspeed import prepare_process
@@ -40,16 +40,16 @@ def deepspeed_layer(case: LayerCase) -> Work:
 
 def st_moe_layer(case: LayerCase) -> Work:
     """st-moe-pytorch's MoE with its own experts: top 2, which is the least it has."""
-    try:
-        from st_moe_pytorch import MoE
-    except ModuleNotFoundError as error:
-        raise Absent("st-moe-pytorch is not installed: pip install 'pointsman[bench]'") from error
-    layer = MoE(
-        dim=case.x_BLD.shape[-1],
-        num_experts=case.layer.rules.num_experts,
-        gating_top_n=2,
-        capacity_factor_train=CAPACITY_FACTOR,
-    ).to(case.x_BLD.device, case.x_BLD.dtype)
+    layer = (
+        import_module("st_moe_pytorch")
+        .MoE(
+            dim=case.x_BLD.shape[-1],
+            num_experts=case.layer.rules.num_experts,
+            gating_top_n=2,
+            capacity_factor_train=CAPACITY_FACTOR,
+        )
+        .to(case.x_BLD.device, case.x_BLD.dtype)
+    )
 
     def forward() -> list[torch.Tensor]:
         result = layer(case.x_BLD)
@@ -58,9 +58,10 @@ def st_moe_layer(case: LayerCase) -> Work:
     return gradients_of(forward, [case.x_BLD, *layer.parameters()])
 
 
-LAYERS: dict[str, Callable[[LayerCase], Work]] = {
-    "DeepSpeed's MoE": deepspeed_layer,
-    "st-moe-pytorch's MoE, top 2": st_moe_layer,
+# Package -> what it is called, and how it is built.
+LAYERS: dict[str, tuple[str, Callable[[LayerCase], Work]]] = {
+    "deepspeed": ("DeepSpeed's MoE", deepspeed_layer),
+    "st_moe_pytorch": ("st-moe-pytorch's MoE, top 2", st_moe_layer),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,18 +14,22 @@ from conf.derived.layers import is_dense
 from conf.schema import RunConfig
 from data.batch import PAD_ID
 from measure.speed.peers.own import batch_of
-from measure.speed.peers.side import Absent, Side
+from measure.speed.peers.side import Side, absence
 from model.hf.config import CLASSES, to_document
 from model.hf.names import Kind
 
+PACKAGE = "transformers"
 IGNORED = -100  # the library's target that no loss is computed of
 
 
 def library_sides(cfg: RunConfig, device: torch.device) -> Iterator[Side]:
     """The library's model at the configured precision: in bf16 both under autocast and with everything cast.
 
-    Its loss is the cross-entropy alone; experts take at most their capacity of one sequence. Raises Absent.
+    Its loss is the cross-entropy alone; experts take at most their capacity of one sequence. None where the library is
+    not installed.
     """
+    if absence(PACKAGE) is not None:
+        return
     name = "Hugging Face " + ("T5" if is_dense(cfg) else "Switch")
     if cfg.train.precision == "fp32":
         ways = {"": torch.float32}
@@ -39,14 +44,10 @@ def library_sides(cfg: RunConfig, device: torch.device) -> Iterator[Side]:
 
 
 def library_model(cfg: RunConfig) -> Any:
-    """The library's model of the configuration with its own initial weights, in training mode. Raises Absent."""
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise Absent("transformers is not installed: pip install 'pointsman[bench]'") from error
+    """The library's model of the configuration with its own initial weights, in training mode."""
     kind: Kind = "t5" if is_dense(cfg) else "switch_transformers"
     document = to_document(cfg, kind=kind, dtype=torch.float32, copies_head=False)
-    model_class = getattr(transformers, CLASSES[kind])
+    model_class = getattr(import_module(PACKAGE), CLASSES[kind])
     return model_class(model_class.config_class(**document)).train()
 
 

@@ -13,7 +13,7 @@ from conf.reading.setting_files import merged
 from conf.schema import RunConfig
 from measure.speed.peers.library import library_sides
 from measure.speed.peers.own import eager, floor_side, own_side
-from measure.speed.peers.side import Absent, Side
+from measure.speed.peers.side import Side
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Comparison, clock_of, interleave
@@ -43,8 +43,8 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
     cfg, device = settings.cfg, settings.device
     twin_cfg = compose(merged(settings.overrides, NO_EXPERTS), world=(1, 1))
     ours, twin = _own(cfg, device, "ours"), _own(twin_cfg, device, "our dense twin")
-    pairs = [(own, peer) for own in ours for peer in (floor_side(cfg, device), *twin, *_theirs(cfg, device))]
-    pairs += [(own, peer) for own in twin for peer in _theirs(twin_cfg, device)]
+    pairs = [(own, peer) for own in ours for peer in (floor_side(cfg, device), *twin, *library_sides(cfg, device))]
+    pairs += [(own, peer) for own in twin for peer in library_sides(twin_cfg, device)]
     shape = f"{cfg.moe.num_experts} experts, {cfg.train.precision}"
     for part in ("passes", "step"):
         works = {side.name: work for pair in pairs for side in pair if (work := getattr(side, part)) is not None}
@@ -68,11 +68,3 @@ def _own(cfg: RunConfig, device: torch.device, name: str) -> list[Side]:
         return [own_side(cfg, device, name=name)]
     compiled = own_side(cfg, device, name=f"{name}, compiled")
     return [eager(compiled, name=name), compiled]
-
-
-def _theirs(cfg: RunConfig, device: torch.device) -> list[Side]:
-    try:
-        return list(library_sides(cfg, device))
-    except Absent as absent:
-        print(f"bench peers: {absent}", flush=True)
-        return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from measure.speed.timing import Work
@@ -16,5 +17,8 @@ class Side:
     step: Work | None = None  # the same and the update; None: there is none
 
 
-class Absent(Exception):
-    """A peer that cannot be timed here; the text says why."""
+def absence(package: str) -> str | None:
+    """That a package is not installed, and how to get it; None: it is there."""
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed, and is left out: pip install 'pointsman[bench]'"

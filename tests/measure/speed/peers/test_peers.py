@@ -12,11 +12,12 @@ from conf.compose import compose
 from conf.derived.estimate import count_params, flops_per_sequence, padded_vocab_size
 from conf.derived.groups import group_tokens, slots_per_token
 from conf.derived.layers import stacks
-from measure.speed import generation, layer, setup
+from launch import cli
+from measure.speed import bench, generation, layer, setup
+from measure.speed.bench import BENCHMARKS, Benchmark
 from measure.speed.peers import run as peers
 from measure.speed.peers.library import library_model, library_sides
 from measure.speed.peers.own import floor_side, own_side, products
-from measure.speed.peers.side import Absent
 from measure.speed.setup import Settings
 from model.t5.model import SwitchTransformer
 from parallel.mesh.axes import single_process
@@ -87,10 +88,9 @@ def test_what_is_not_set_is_gone_through():
     assert shapes("model=small", "train.precision=fp32")[0] == ("small", 8, "fp32")
 
 
-def test_a_library_that_is_not_there_is_named_and_the_rest_is_measured(monkeypatch, capsys):
+def test_without_the_library_the_rest_is_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     rows = list(peers.run(tiny(), single_process()))
-    assert "transformers is not installed: pip install 'pointsman[bench]'" in capsys.readouterr().out
     assert {(row.case.split(",")[0], row.peer) for row in rows} == {
         ("forward and backward", "its matrix products alone (the floor)"),
         ("forward and backward", "our dense twin"),
@@ -130,14 +130,13 @@ def test_generation_writes_as_many_tokens_as_it_says(monkeypatch):
     ]
 
 
-def test_deepspeeds_layer_is_a_peer(monkeypatch, capsys):
+def test_deepspeeds_layer_is_a_peer(monkeypatch):
     monkeypatch.setattr(setup, "SEQUENCES", {"cpu": 2})
     monkeypatch.setattr(setup, "SEQUENCE_TOKENS", 32)
     monkeypatch.setattr(layer, "EXPERTS", {"cpu": (4,)})
     monkeypatch.setitem(sys.modules, "st_moe_pytorch", None)
     rows = list(layer.run(replace(tiny(), rounds=1)))
     assert [row.peer for row in rows] == ["dense layer", "loop over experts", "DeepSpeed's MoE"]
-    assert "st-moe-pytorch is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -156,7 +155,13 @@ def test_the_librarys_model_has_our_parameters(dense):
         side.step()
 
 
-def test_without_the_library_no_model_is_made(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(Absent, match="transformers"):
-        library_model(tiny().cfg)
+def test_what_is_not_installed_is_named_before_anything_is_measured(monkeypatch, capsys):
+    for package in ("transformers", "st_moe_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(bench, "BENCHMARKS", {name: Benchmark(about="", run=lambda _: ()) for name in BENCHMARKS})
+    assert cli.run(["bench", "peers", "layer"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "is not installed" in line]
+    assert said == [
+        f"{package} is not installed, and is left out: pip install 'pointsman[bench]'"
+        for package in ("transformers", "st_moe_pytorch")
+    ]
