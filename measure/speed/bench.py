@@ -50,10 +50,24 @@ def _peers(settings: Settings) -> Iterable[Row]:
 
 
 def _generation(settings: Settings) -> Iterable[Row]:
-    from measure.speed.generation import shaped
+    from measure.speed.peers.generation import shaped
     from measure.speed.ranks import run_on_ranks
 
     return run_on_ranks("generation", shaped(settings))
+
+
+def _pipeline(settings: Settings) -> Iterable[Row]:
+    from data.prepare import prepare_data
+    from measure.speed.ranks import run_on_ranks
+
+    prepare_data(settings.cfg, progress=print)
+    return run_on_ranks("pipeline", settings)
+
+
+def _start(settings: Settings) -> Iterable[Row]:
+    from measure.speed.around import start
+
+    return start.run(settings)
 
 
 def _layer(settings: Settings) -> Iterable[Row]:
@@ -118,6 +132,11 @@ BENCHMARKS = {
         run=_on_ranks("exchange"),
         refusal=_without_exchange,
     ),
+    "pipeline": Benchmark(
+        about="a batch made by one process of the data pipeline against the step that takes it",
+        run=_pipeline,
+    ),
+    "start": Benchmark(about="the start of commands and ranks, as whole processes", run=_start),
     "layer": Benchmark(
         about="the expert layer, forward and backward, against a dense layer and against a loop over experts",
         run=_layer,

@@ -11,7 +11,9 @@ from launch.ranks.allocator import allocator_environment
 from launch.ranks.child import Seat
 from launch.ranks.environment import clean_environment
 from launch.ranks.pool import RankPool
-from measure.speed import exchange, generation, step
+from measure.speed import exchange, step
+from measure.speed.around import pipeline
+from measure.speed.peers import generation
 from measure.speed.peers import run as peers
 from measure.speed.result import Row
 from measure.speed.setup import Settings
@@ -24,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Settings, Mesh], Iterator[Row]]] = {
     "exchange": exchange.run,
     "peers": peers.run,
     "generation": generation.run,
+    "pipeline": pipeline.run,
 }
 
 

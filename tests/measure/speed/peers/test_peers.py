@@ -13,8 +13,9 @@ from conf.derived.estimate import count_params, flops_per_sequence, padded_vocab
 from conf.derived.groups import group_tokens, slots_per_token
 from conf.derived.layers import stacks
 from launch import cli
-from measure.speed import bench, generation, layer, setup
+from measure.speed import bench, layer, setup
 from measure.speed.bench import BENCHMARKS, Benchmark
+from measure.speed.peers import generation
 from measure.speed.peers import run as peers
 from measure.speed.peers.library import library_model, library_sides
 from measure.speed.peers.own import floor_side, own_side, products

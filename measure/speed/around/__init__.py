@@ -1,0 +1,1 @@
+"""What surrounds a training step: the data that it waits for, and the start of the programs."""
