@@ -13,7 +13,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: setup train test test-slow test-hf test-gpu bench fields lint format typecheck clean
+.PHONY: setup train test test-slow test-hf test-gpu bench bench-peers fields lint format typecheck clean
 
 setup: $(STAMP)
 
@@ -50,10 +50,13 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest tests -m 'gpu' $(ARGS)
 
 # The result pages of benchmarks/, on a quiet machine. ARGS: further settings of all of them, e.g. train.precision=bf16.
-bench: $(BENCH)
+bench: $(STAMP)
 	$(BIN)/pointsman bench layer router model.d_model=512 model.d_ff=2048 $(ARGS) --markdown benchmarks/layer.md
 	$(BIN)/pointsman bench step subnormals $(ARGS) --markdown benchmarks/step.md
 	$(BIN)/pointsman bench exchange model.d_model=512 $(ARGS) --markdown benchmarks/exchange.md
+
+# Against Hugging Face's models: half an hour on two cores. ARGS=train.precision=fp32: half of that.
+bench-peers: $(BENCH)
 	$(BIN)/pointsman bench peers --threads 2 $(ARGS) --markdown benchmarks/peers.md
 	$(BIN)/pointsman bench generation --threads 2 $(ARGS) --markdown benchmarks/generation.md
 

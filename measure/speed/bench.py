@@ -30,6 +30,7 @@ class Benchmark:
     about: str
     run: Callable[[Settings], Iterable[Row]]
     refusal: Callable[[Settings], ConfigError | None] = lambda settings: None
+    dear: bool = False  # takes many minutes: run only where it is named
 
 
 def _on_ranks(name: str) -> Callable[[Settings], Iterable[Row]]:
@@ -120,11 +121,13 @@ BENCHMARKS = {
     "peers": Benchmark(
         about="a step on one rank against its matrix products, its dense twin and Hugging Face's models",
         run=_peers,
+        dear=True,
         refusal=_without_experts,
     ),
     "generation": Benchmark(
         about="tokens generated, against Hugging Face's Switch and against a model with the fewest experts",
         run=_generation,
+        dear=True,
         refusal=_without_experts,
     ),
     "exchange": Benchmark(
@@ -158,7 +161,7 @@ class Words(Overrides):
 
 
 @define(
-    notes="WHAT (all that make sense here when none is named)\n"
+    notes="WHAT (when none is named, all that make sense here and take minutes at most)\n"
     + "\n".join(f"  {name:<12}{benchmark.about}" for name, benchmark in BENCHMARKS.items()),
     examples=("pointsman bench layer model=switch_base_8 train.precision=bf16 --json layer.json",),
 )
@@ -216,7 +219,7 @@ def bench(
     for name in names:
         if name in refused:
             raise refused[name]
-    names = names or [name for name in BENCHMARKS if name not in refused]
+    names = names or [name for name, each in BENCHMARKS.items() if name not in refused and not each.dear]
     _name_absent(names)
     head = heading(names, settings)
     print("\n".join(f"{key:<10}{value}" for key, value in head.items()), flush=True)

@@ -159,10 +159,23 @@ def test_the_librarys_model_has_our_parameters(dense):
 def test_what_is_not_installed_is_named_before_anything_is_measured(monkeypatch, capsys):
     for package in ("transformers", "st_moe_pytorch"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(bench, "BENCHMARKS", {name: Benchmark(about="", run=lambda _: ()) for name in BENCHMARKS})
+    ran: list[str] = []
+    monkeypatch.setattr(
+        bench,
+        "BENCHMARKS",
+        {
+            name: Benchmark(about="", run=lambda _, name=name: ran.append(name) or (), dear=each.dear)
+            for name, each in BENCHMARKS.items()
+        },
+    )
     assert cli.run(["bench", "peers", "layer"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "is not installed" in line]
     assert said == [
         f"{package} is not installed, and is left out: pip install 'pointsman[bench]'"
         for package in ("transformers", "st_moe_pytorch")
     ]
+    assert sorted(ran) == ["layer", "peers"]
+    ran.clear()
+    assert cli.run(["bench"]) == 0
+    assert {"peers", "generation"}.isdisjoint(ran), "what takes many minutes is asked for by name"
+    assert {"step", "layer", "start"} <= set(ran)
