@@ -93,7 +93,9 @@ def _preset(group: str, value: str) -> str:
 def _quoted(key: str, value: str) -> str:
     """Free text as Hydra's grammar wants it, so that blanks and brackets need no second quoting."""
     kind = without_none(leaf_types()[key])[0]
-    if value.startswith("[") and value.endswith("]") and kind is not str and _parses(key, value):
+    # No field holds lists of lists, and Hydra takes a second for thousands of brackets.
+    is_list = value.startswith("[") and not value.startswith("[[") and value.endswith("]")
+    if is_list and kind is not str and _parses(key, value):
         return value
     if value == "null":
         return value
