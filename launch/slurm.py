@@ -133,7 +133,8 @@ def batch_script(cfg: RunConfig, overrides: Sequence[str], *, module: str = TRAI
         directives="\n".join(directives(cfg, folder)),
         stale=" ".join(STALE),
         threads=launch.threads_per_rank or max(1, cpus_per_task(launch) // launch.nproc),
-        allocator=f'[ -n "${{LD_PRELOAD-}}" ] || export {VARIABLE}="${{{VARIABLE}-{TUNABLES}}}"',
+        allocator=f'[ -n "${{LD_PRELOAD-}}" ] || compgen -e MALLOC_ > /dev/null || '
+        f'export {VARIABLE}="${{{VARIABLE}-{TUNABLES}}}"',
         notice=NOTICE_SECONDS,
         grace=NOTICE_SECONDS - 60,
         exports="\n".join(exports),

@@ -10,6 +10,7 @@ import pytest
 from conf.compose import compose
 from conf.errors import ConfigError
 from conf.rules.sections import slurm_seconds
+from launch.ranks.allocator import TUNABLES
 from launch.slurm import batch_script
 from tests.launch.shells import Shell
 
@@ -97,3 +98,16 @@ def test_a_limit_that_is_over_before_the_notice_could_help_is_refused(text: str)
 @pytest.mark.parametrize("text", ["5", "0:04:01", "0", "1-00:00:00"])
 def test_other_limits_are_taken(text: str) -> None:
     assert compose([f"launch.slurm_time={text}"]).launch.slurm_time == text
+
+
+@pytest.mark.parametrize(
+    ("set_by_the_user", "kept"),
+    [({}, TUNABLES), ({"GLIBC_TUNABLES": ""}, ""), ({"LD_PRELOAD": "x.so"}, None), ({"MALLOC_ARENA_MAX": "2"}, None)],
+    ids=str,
+)
+def test_the_allocator_is_set_unless_the_user_chose_one(job: Shell, set_by_the_user, kept) -> None:
+    seen = job.folder / "seen"
+    job.add("srun", f'#!/bin/bash\n[ -z "${{GLIBC_TUNABLES+set}}" ] || printf %s "$GLIBC_TUNABLES" > {seen}\n')
+    script = batch_script(compose(["launch=slurm", "name=x", f"runs_dir={job.folder}/runs"]), [])
+    assert job.run(script, **set_by_the_user).returncode == 0
+    assert (seen.read_text() if seen.exists() else None) == kept
