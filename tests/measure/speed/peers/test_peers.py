@@ -138,6 +138,8 @@ def test_deepspeeds_layer_is_a_peer(monkeypatch):
     monkeypatch.setitem(sys.modules, "st_moe_pytorch", None)
     rows = list(layer.run(replace(tiny(), rounds=1)))
     assert [row.peer for row in rows] == ["dense layer", "loop over experts", "DeepSpeed's MoE"]
+    gated = list(layer.run(replace(tiny("model.ffn=gated_gelu"), rounds=1)))
+    assert [row.peer for row in gated] == ["dense layer", "loop over experts"], "theirs would be other work"
 
 
 @pytest.mark.slow
