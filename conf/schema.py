@@ -17,6 +17,7 @@ SecondPolicy = Literal["all", "none", "threshold", "random"]
 PaddingName = Literal["semantics", "ignored", "downweighted"]
 DefectsName = Literal["mended", "reproduced"]
 RouterPrecision = Literal["fp32", "activation"]
+CapacityName = Literal["bounded", "dropless"]
 CompileMode = Literal["off", "blocks", "model"]
 Ffn = Literal[
     "relu", "gelu", "gelu_erf", "silu", "gated_relu", "gated_gelu", "gated_gelu_erf", "gated_silu"
@@ -70,6 +71,7 @@ class RawMoeConfig:
     num_experts: int  # experts of one layer
     sparse_every: int  # every how many layers one holds experts (0: none); which: by the rule of the semantics
     decoder_sparse_every: int | None  # the same of the decoder; None: sparse_every
+    capacity: CapacityName  # bounded by the fields below; dropless: a place for every choice, whatever the load
     capacity_factor: float  # slots of all experts per token of a group, in training
     eval_capacity_factor: float  # capacity_factor in evaluation
     min_expert_capacity: int  # slots of an expert in one group, at least; under hf the slots themselves

@@ -80,14 +80,13 @@ def _routing_facts(cfg: RunConfig) -> Facts:
         return []
     facts: Facts = [("routing group", f"{cfg.moe.group_sequences} whole sequences, at every layout")]
     for name, layers in stacks(cfg.model, cfg.moe).items():
-        tokens = group_tokens(cfg, name)
-        train = expert_capacity(cfg.moe, tokens, train=True)
-        evaluation = expert_capacity(cfg.moe, tokens, train=False)
-        slots = slots_per_token(cfg.moe, tokens, train=True)
+        tokens, slots = group_tokens(cfg, name), slots_per_token(cfg, name, train=True)
+        train, evaluation = (expert_capacity(cfg.moe, tokens, train=train) for train in (True, False))
         sparse = ", ".join(str(layer.index) for layer in layers if layer.experts)
-        text = (
-            f"groups of {tokens:,} tokens, {train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
-        )
+        places = f"{train} slots per expert ({evaluation} in evaluation): {slots:.2f} per token"
+        if cfg.moe.capacity == "dropless":
+            places = f"none of which is dropped: {slots:.0f} expert rows per token"
+        text = f"groups of {tokens:,} tokens, {places}"
         facts += [
             (f"{name} experts", f"layers {sparse} (from 0) of {len(layers)}" if sparse else "none"),
             (f"{name} routing", text),
@@ -97,16 +96,15 @@ def _routing_facts(cfg: RunConfig) -> Facts:
 
 def _warnings(cfg: RunConfig) -> list[str]:
     """Where the minimum capacity makes experts compute far more rows than tokens."""
-    if is_dense(cfg):
+    if is_dense(cfg) or cfg.moe.capacity == "dropless":
         return []
     lines = []
     for name in stacks(cfg.model, cfg.moe):
-        tokens = group_tokens(cfg, name)
-        slots = slots_per_token(cfg.moe, tokens, train=True)
+        slots = slots_per_token(cfg, name, train=True)
         if slots > 2 * cfg.moe.capacity_factor:
             lines.append(
                 f"# Warning: {name} experts compute {slots:.1f} rows per token, because every expert has at least "
-                f"{expert_capacity(cfg.moe, tokens, train=True)} slots; larger groups cost less: try "
+                f"{expert_capacity(cfg.moe, group_tokens(cfg, name), train=True)} slots; larger groups cost less: try "
                 f"moe.group_sequences={cfg.moe.group_sequences * 2} or more."
             )
     return lines

@@ -172,7 +172,9 @@ def _int32(x: Tensor) -> Tensor:
 
 
 def _coordinates(first: int, size: int, device: torch.device) -> Tensor:
-    return torch.arange(first, first + size, dtype=torch.int32, device=device).mul_(_signed(_GOLDEN))
+    # inductor takes arithmetic on an arange for that of unbounded numbers, and the product overflows where C++ leaves
+    # that undefined. The xor, which changes nothing, makes int32 values of them first, whose products wrap.
+    return torch.arange(first, first + size, dtype=torch.int32, device=device).bitwise_xor_(0).mul_(_signed(_GOLDEN))
 
 
 def _signed(word: int) -> int:

@@ -18,8 +18,8 @@ MODEL = ModelConfig(
 MOE = MoeConfig(
     semantics="mesh_tf", router="switch", decoder_router=None, top_k=None, second_policy="all", second_threshold=0.2,
     second_loss_weight=0.0, padding="semantics", defects="mended", router_precision="fp32", num_experts=4,
-    sparse_every=2, decoder_sparse_every=2, capacity_factor=1.25, eval_capacity_factor=2.0, min_expert_capacity=1,
-    group_sequences=1, jitter=0.0, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=0.0,
+    sparse_every=2, decoder_sparse_every=2, capacity="bounded", capacity_factor=1.25, eval_capacity_factor=2.0,
+    min_expert_capacity=1, group_sequences=1, jitter=0.0, aux_loss_weight=0.01, z_loss_weight=0.0, expert_dropout=0.0,
 )  # fmt: skip
 OPTIM = OptimConfig(
     name="adamw", beta1=0.9, beta2=0.95, epsilon=1e-6, weight_decay=0.1, decay_rate=0.8, clip_threshold=1.0,

@@ -102,7 +102,7 @@ def build_initialised(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Engin
         # The engine copied its masters from weights that are rounded already.
         exact = initial_masters(module, mesh, init_key(cfg))
         engine.load_state(exact, weights_only=True)
-    compile_steps(module, cfg, mesh, device)
+    compile_steps(module, cfg, device)
     return engine
 
 

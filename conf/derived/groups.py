@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conf.derived.topology import topology
 from conf.derived.windows import stack_length
-from conf.routing.settings import capacity_rule, most_group_sequences
+from conf.routing.settings import capacity_rule, experts_per_token, most_group_sequences
 from conf.schema import MoeConfig, RawRunConfig, RunConfig, Stack
 
 
@@ -31,9 +31,17 @@ def auto_group_sequences(cfg: RawRunConfig) -> int:
 
 def expert_capacity(moe: MoeConfig, group_tokens: int, *, train: bool) -> int:
     """Slots of one expert for one group of `group_tokens` tokens (rounding and bounds of the named semantics)."""
+    if moe.capacity == "dropless":
+        return group_tokens
     return capacity_rule(moe).slots(group_tokens, train=train)
 
 
-def slots_per_token(moe: MoeConfig, group_tokens: int, *, train: bool) -> float:
-    """E * C / S: buffer rows computed per token; far above the capacity factor when the minimum capacity dominates."""
-    return moe.num_experts * expert_capacity(moe, group_tokens, train=train) / group_tokens
+def slots_per_token(cfg: RunConfig, stack: Stack, *, train: bool) -> float:
+    """Rows that the experts of a layer compute per token: its choices where nothing is dropped, else E * C / S.
+
+    The latter is far above the capacity factor where the minimum capacity dominates.
+    """
+    if cfg.moe.capacity == "dropless":
+        return experts_per_token(cfg.moe, stack)
+    tokens = group_tokens(cfg, stack)
+    return cfg.moe.num_experts * expert_capacity(cfg.moe, tokens, train=train) / tokens

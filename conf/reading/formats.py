@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from conf.errors import ConfigError
 
-FORMAT = 7
+FORMAT = 8
 KEY = "format"  # of the number in a written configuration
 
 
@@ -53,6 +53,7 @@ ADDED = (
     Added(7, "data.character_coverage", 0.9995),
     Added(7, "data.byte_fallback", False),
     Added(7, "schedule.warmup_shape", "linear"),
+    Added(8, "moe.capacity", "bounded"),
 )
 
 

@@ -116,6 +116,12 @@ RULES = (
         ),
         lambda moe: "moe.padding=semantics, or moe=flaxformer",
     ),
+    Rule(
+        "capacity",
+        lambda moe: moe.capacity == "bounded" or moe.router not in ROUTERS or not ROUTERS[moe.router].experts_choose,
+        lambda moe: "bounded where experts choose tokens: how many they take is their capacity",
+        lambda moe: "moe.capacity=bounded, or moe.router=switch",
+    ),
     Rule("second_threshold", lambda moe: moe.second_threshold > 0, lambda moe: "a number above 0",
          lambda moe: "moe.second_threshold=0.2"),
     Rule("second_loss_weight", lambda moe: moe.second_loss_weight >= 0, lambda moe: "at least 0", lambda moe: "0.5"),

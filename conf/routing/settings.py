@@ -114,6 +114,7 @@ class MoeRules:
     options: Any  # what `RouterRow.options` makes, None without
     rounding: Rounding
     jitter: JitterRule
+    dropless: bool  # every choice finds a place; `capacity` is not asked
     capacity: CapacityRule
     aux: AuxRule
     losses: LossRules
@@ -121,6 +122,10 @@ class MoeRules:
     group_sequences: int | None  # None, of a layer alone: all sequences of a call are one group
     expert_dropout: float
     expert_gradient_factor: int  # on the gradients of experts before the update
+
+    def slots(self, tokens: int, *, train: bool) -> int:
+        """Slots of one expert for a group of `tokens` tokens; dropless, so many that no choice finds none."""
+        return tokens + self.first_slot if self.dropless else self.capacity.slots(tokens, train=train)
 
 
 def stack_router(moe: MoeConfig, stack: Stack) -> str:
@@ -173,6 +178,7 @@ def moe_rules(moe: MoeConfig, stack: Stack) -> MoeRules:
             width=moe.jitter,
             reaches_experts=moe.defects == "reproduced" and reference.jitter_reaches == "experts",
         ),
+        dropless=moe.capacity == "dropless",
         capacity=capacity_rule(moe),
         aux=_aux_rule(moe, form, routed),
         losses=_loss_rules(moe, stack),

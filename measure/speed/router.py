@@ -13,7 +13,7 @@ from measure.speed.layer import EXPERTS, layer_forward
 from measure.speed.result import Row
 from measure.speed.setup import LayerCase, Settings, gradients_of, layer_case
 from measure.speed.timing import clock_of, compare
-from model.moe.gather import combine, dispatch, slot_index
+from model.moe.gather import buffer_index, combine, dispatch
 
 
 def run(settings: Settings) -> Iterator[Row]:
@@ -33,7 +33,7 @@ def run(settings: Settings) -> Iterator[Row]:
 def parts(case: LayerCase) -> dict[str, Callable[[], object]]:
     """Route, dispatch, experts and combine, each as work of its own."""
     routing, layer = case.route(), case.layer
-    index = slot_index(routing)
+    index = buffer_index(routing)
     x_GSD = _leaf(case.x_GSD)
     rows = _leaf(layer.exchange.to_experts(dispatch(x_GSD, index)))
     out = layer.experts(rows, capacity=routing.capacity, noise=None)
@@ -46,7 +46,7 @@ def parts(case: LayerCase) -> dict[str, Callable[[], object]]:
 
     return {
         "route": gradients_of(route, [case.x_BLD, layer.router.weight]),
-        "dispatch": gradients_of(lambda: [dispatch(x_GSD, slot_index(routing))], [x_GSD]),
+        "dispatch": gradients_of(lambda: [dispatch(x_GSD, buffer_index(routing))], [x_GSD]),
         "experts": gradients_of(
             lambda: [layer.experts(rows, capacity=routing.capacity, noise=None)], [rows, *layer.experts.parameters()]
         ),

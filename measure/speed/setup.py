@@ -66,7 +66,7 @@ class LayerCase:
         layer, x_GSD = self.layer, self.x_GSD
         real_GS = self.real_BL.view(x_GSD.shape[:2])
         tokens = Tokens(x_GSD=x_GSD, real_GS=real_GS, weights=dict(layer.router.named_parameters()))
-        return route(layer.maths, tokens, layer.rules, layer.rules.capacity.slots(x_GSD.shape[1], train=True))
+        return route(layer.maths, tokens, layer.rules, layer.rules.slots(x_GSD.shape[1], train=True))
 
 
 def layer_case(settings: Settings, experts: int, *, sequences: int | None = None) -> LayerCase:

@@ -29,6 +29,7 @@ from measure.verify.observe.rows import RowFinder
 from measure.verify.observe.trace import Trace, Tracer
 from measure.verify.reference.step_file import GRADIENT, INITIAL, LOGITS, OUTPUT, PARAMETER, ReferenceStep
 from model.build import build_model
+from model.compiled import compile_steps
 from model.contract import Model
 from model.losses import micro_batch_loss
 from model.t5.model import SwitchTransformer
@@ -311,6 +312,7 @@ class _ExactRunner(_Runner):
 
     def __init__(self, task: Task, mesh: Mesh, device: torch.device) -> None:
         module = build_model(task.cfg, mesh, device=device, dtype=torch.float64)
+        compile_steps(module, task.cfg, device)
         super().__init__(task, mesh, device, module, None)
 
     @override

@@ -32,10 +32,10 @@ def is_layout(word: str) -> bool:
 
 @define(
     notes="""\
-    layouts are settings in quotes: tp, dp, ep, etp, zero, acc (accumulation), recompute, ranks. What is left out is 1
-    for tp and ep, tp for etp, all ranks for dp, and as in the configuration for the rest. Without --layouts a set of at
-    most 16 is chosen in which settings occur in pairs; those the configuration cannot run are left out and the reason
-    shown.
+    layouts are settings in quotes: tp, dp, ep, etp, zero, acc (accumulation), recompute, compile, ranks. What is left
+    out is 1 for tp and ep, tp for etp, all ranks for dp, and as in the configuration for the rest. Without --layouts a
+    set of at most 16 is chosen in which settings occur in pairs; those the configuration cannot run are left out and
+    the reason shown.
 
     exit code: 0 every layout equals one process, 1 one differs or failed, 2 the command cannot run as it was given""",
     examples=(

@@ -143,8 +143,13 @@ def export_notes(cfg: RunConfig, kind: Kind, *, expert_capacity: int | None, kep
     lines = [*apart, *needs_5(cfg)]
     if cfg.model.tie_embeddings and cfg.model.logit_scale == "one":
         lines.append(f"tied and unscaled, which the library's Switch cannot be: {HEAD} is written as a copy")
-    if capacity_rule(cfg.moe).rounding != "absolute":
-        used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)
+    used = expert_capacity if expert_capacity is not None else sequence_capacity(cfg)
+    if cfg.moe.capacity == "dropless":
+        lines.append(
+            f"trained without dropping, which the library cannot: written: {used} slots per sequence and expert, with "
+            "which a sequence of up to as many tokens loses none"
+        )
+    elif capacity_rule(cfg.moe).rounding != "absolute":
         lines += [
             f"trained under {cfg.moe.semantics}: the library knows only an absolute number of slots per sequence and "
             f"expert, the same in training and evaluation; written: {used}"

@@ -1,4 +1,4 @@
-"""The bank of experts a rank holds: stacked weights and batched matrix products, no loop over experts.
+"""The bank of experts a rank holds: stacked weights and their products with buffers of rows, or with sorted rows.
 
 Shape suffixes: X experts of this rank (E/ep), R buffer rows per expert (ep * G * C), D d_model, F this rank's columns
 of d_ff (d_ff/etp). With etp > 1 the output is this shard's part of a sum that `parallel.layers.experts` completes.
@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.routing.settings import MoeRules
 from conf.schema import Ffn
 from model.activations import FORMS
+from model.moe.grouped import grouped_mm
 from parallel.layers.experts import ExpertExchange
 from parallel.layers.sharding import ParamSpec, tag
-from parallel.rng import Draws, keyed_uniform
+from parallel.rng import Draws, keyed_dropout, keyed_uniform
 
 DROPOUT = "expert_dropout"  # the site of its noise
 
@@ -54,25 +54,18 @@ class ExpertBank(nn.Module):
             hidden_XRF = torch.where(self._keep(noise, capacity), hidden_XRF, 0) * (1 / (1 - self.dropout))
         return torch.bmm(hidden_XRF, self._weight(self.wo))
 
-    def sorted(self, rows_RD: Tensor, counts_X: Tensor) -> Tensor:
-        """Rows that lie expert by expert, `counts_X` of each, through their experts: `[R, D]`, without dropout.
+    def sorted(self, rows_RD: Tensor, counts_X: Tensor, *, noise: Draws | None) -> Tensor:
+        """Rows that lie expert by expert, `counts_X` of each, through their experts: `[R, D]`.
 
-        Costs what the rows cost, whatever the number of experts. On CPUs experts without rows are skipped, which waits
-        for the counts; on CUDA the products are grouped ones, and nothing waits here (`sort_choices` has waited once).
+        Costs what the rows cost, whatever the number of experts. Rows behind the last expert's are left out; what is
+        said of them is undefined. `noise.rows_B`: a number of each row, the same at every layout.
         """
-        if rows_RD.is_cuda:
-            return self._grouped(rows_RD, counts_X)
-        outs = []
-        for expert, rows in enumerate(rows_RD.split(counts_X.tolist())):
-            if len(rows) > 0:
-                into = (rows @ self._weight(self.get_parameter(weight))[expert] for weight in self.form.into)
-                outs.append(self.form.join(*into) @ self._weight(self.wo)[expert])
-        return torch.cat(outs) if outs else rows_RD * 0.0
-
-    def _grouped(self, rows_RD: Tensor, counts_X: Tensor) -> Tensor:
         ends_X = counts_X.cumsum(0, dtype=torch.int32)
-        into = (F.grouped_mm(rows_RD, self._weight(self.get_parameter(w)), offs=ends_X) for w in self.form.into)
-        return F.grouped_mm(self.form.join(*into), self._weight(self.wo), offs=ends_X)
+        into = (grouped_mm(rows_RD, self._weight(self.get_parameter(weight)), ends_X) for weight in self.form.into)
+        hidden_RF = self.form.join(*into)
+        if noise is not None:
+            hidden_RF = keyed_dropout(hidden_RF, self.dropout, noise, DROPOUT, ((self.first_column, self.columns),))
+        return grouped_mm(hidden_RF, self._weight(self.wo), ends_X)
 
     def _weight(self, weight: Tensor) -> Tensor:
         """The weight, with its gradient scaled where the rules say so."""
@@ -101,6 +94,13 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return grads[0] * ctx.factor, None
+
+
+def row_noise(noise: Draws, choice_R: Tensor, *, length: int, choices: int) -> Draws:
+    """`noise` keyed by the choices that sorted rows are: flat numbers n * K + k of tokens in sequences of `length`."""
+    per_row = length * choices
+    sequence_R = torch.div(choice_R, per_row, rounding_mode="floor").clamp(max=len(noise.rows_B) - 1)
+    return replace(noise, rows_B=noise.rows_B[sequence_R] * per_row + choice_R % per_row)
 
 
 def group_noise(noise: Draws, group_sequences: int, exchange: ExpertExchange) -> Draws:

@@ -4,8 +4,10 @@ Forward and backward read rows and never add into them, so both are deterministi
 atomics nor host syncs.
 
 Shape suffixes: G groups, S tokens per group, E experts, C capacity, D d_model, K choices per token; N = G * S tokens,
-R = E * G * C buffer rows. Buffers are expert-major, `[E, G, C, D]`: at one process they are the operand of the experts'
-batched product as they lie, and the share of an expert-parallel rank is one contiguous block.
+R rows that experts work on. Rows lie in one of two forms. Buffers are expert-major, `[E, G, C, D]`: at one process they
+are the operand of the experts' batched product as they lie, and the share of an expert-parallel rank is one contiguous
+block. Sorted rows, `[N * K, D]`, are the kept choices in the order of their experts and behind them as many rows of
+zeros as choices were dropped: as many as tokens, however unevenly experts are loaded.
 """
 
 from __future__ import annotations
@@ -20,19 +22,21 @@ from model.moe.types import Routing
 DIRECT = 2  # slots per token up to which they are read one by one; beyond, rows are summed in token order
 
 
-class SlotIndex(NamedTuple):
+class RowIndex(NamedTuple):
     """Flat row numbers of one routing decision, shared by dispatch and combine."""
 
-    rows_NK: Tensor  # int64 buffer row of each choice; R: dropped
-    tokens_R: Tensor  # int64 token of each buffer row; N: empty
-    # Which choice of its token a buffer row is, int64, flat n * K + k; N * K: empty. None where tokens have one choice.
+    rows_NK: Tensor  # int64 row of each choice; R: dropped
+    tokens_R: Tensor  # int64 token of each row; N: empty
+    # Which choice of its token a row is, int64, flat n * K + k; N * K: empty. None where tokens have one choice.
     choices_R: Tensor | None
-    experts: int
-    groups: int
-    capacity: int
+    shape: tuple[int, ...]  # in which the R rows are handed over
+
+    def choice_of_rows(self) -> Tensor:
+        """`choices_R`, also where tokens have one choice."""
+        return self.tokens_R if self.choices_R is None else self.choices_R
 
 
-def slot_index(routing: Routing) -> SlotIndex:
+def buffer_index(routing: Routing) -> RowIndex:
     """Number the slots of `routing` as rows of an `[E, G, C]` buffer and its tokens as rows of a `[G, S]` one."""
     G, E, C = routing.tokens_GEC.shape
     S = routing.slots_GSK.shape[1]
@@ -44,7 +48,25 @@ def slot_index(routing: Routing) -> SlotIndex:
     row_GSK = torch.where(slot_GSK < E * C, row_GSK, E * G * C)
     token_GEC = torch.where(routing.tokens_GEC < S, routing.tokens_GEC + S * group_G[:, None, None], G * S)
     rows_NK, tokens_R = row_GSK.flatten(0, 1), token_GEC.transpose(0, 1).reshape(-1)
-    return SlotIndex(rows_NK, tokens_R, _choice_of_rows(rows_NK, tokens_R), E, G, C)
+    return RowIndex(rows_NK, tokens_R, _choice_of_rows(rows_NK, tokens_R), (E, G, C))
+
+
+def sorted_index(routing: Routing) -> tuple[RowIndex, Tensor]:
+    """Number the kept choices in the order of their experts, and how many each expert has, int64 [E].
+
+    Choices of one expert stay in token order. Sizes are static: nothing waits for the device.
+    """
+    G, E, C = routing.tokens_GEC.shape
+    _, S, K = routing.slots_GSK.shape
+    expert_R, choice_R = torch.div(routing.slots_GSK.flatten(), C, rounding_mode="floor").sort(stable=True)
+    ends_E = torch.searchsorted(expert_R, torch.arange(E, device=expert_R.device), right=True)
+    count = G * S * K
+    row_R = torch.arange(count, device=expert_R.device)
+    rows_NK = torch.empty_like(row_R).scatter_(0, choice_R, torch.where(expert_R < E, row_R, count)).view(G * S, K)
+    choices_R = torch.where(expert_R < E, choice_R, count)
+    tokens_R = torch.div(choices_R, K, rounding_mode="floor")  # of an empty row N
+    counts_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    return RowIndex(rows_NK, tokens_R, None if K == 1 else choices_R, (count,)), counts_E
 
 
 def _choice_of_rows(rows_NK: Tensor, tokens_R: Tensor) -> Tensor | None:
@@ -58,51 +80,22 @@ def _choice_of_rows(rows_NK: Tensor, tokens_R: Tensor) -> Tensor | None:
     return torch.where(tokens_R < N, tokens_R * K + own_RK.to(torch.int8).argmax(1), N * K)
 
 
-def dispatch(x_GSD: Tensor, index: SlotIndex) -> Tensor:
-    """Buffer `[E, G, C, D]` of the tokens in their slots; empty slots are zero."""
+def dispatch(x_GSD: Tensor, index: RowIndex) -> Tensor:
+    """The rows of the tokens, `[*index.shape, D]`; empty ones are zero."""
     rows_RD = _Dispatch.apply(x_GSD.flatten(0, 1), index.rows_NK, index.tokens_R)
-    return rows_RD.view(index.experts, index.groups, index.capacity, x_GSD.shape[-1])  # type: ignore[union-attr]
+    return rows_RD.view(*index.shape, x_GSD.shape[-1])  # type: ignore[union-attr]
 
 
-def combine(buffer_EGCD: Tensor, gates_GSK: Tensor, index: SlotIndex) -> Tensor:
-    """Sum over a token's slots of gate * its buffer row: `[G, S, D]`; exactly 0 for a token without a slot.
+def combine(rows: Tensor, gates_GSK: Tensor, index: RowIndex) -> Tensor:
+    """Sum over a token's choices of gate * its row of `[*index.shape, D]`: `[G, S, D]`; exactly 0 where all dropped.
 
-    Products and their sum have the wider dtype of the two, the result the buffer's: a caller that wants combine
+    Products and their sum have the wider dtype of the two, the result that of the rows: a caller that wants combine
     weights rounded to the activations, as some references have them, casts the gates.
     """
     G, S, _ = gates_GSK.shape
-    rows_RD = buffer_EGCD.reshape(-1, buffer_EGCD.shape[-1])
+    rows_RD = rows.reshape(-1, rows.shape[-1])
     y_ND = _Combine.apply(rows_RD, gates_GSK.flatten(0, 1), index.rows_NK, index.tokens_R, index.choices_R)
     return y_ND.view(G, S, -1)  # type: ignore[union-attr]
-
-
-class SortedChoices(NamedTuple):
-    """Kept choices in the order of their experts, for experts that work on rows instead of buffers."""
-
-    choices_R: Tensor  # int64 flat choice n * K + k of each row
-    counts_E: Tensor  # int64 rows of each expert
-
-
-def sort_choices(routing: Routing) -> SortedChoices:
-    """Waits for the device: how many choices were kept decides a size."""
-    experts = routing.tokens_GEC.shape[1]
-    expert_R = torch.div(routing.slots_GSK.flatten(), max(routing.capacity, 1), rounding_mode="floor")
-    counts = torch.bincount(expert_R, minlength=experts + 1)
-    kept = len(expert_R) - int(counts[experts])
-    return SortedChoices(expert_R.argsort(stable=True)[:kept], counts[:experts])
-
-
-def take_sorted(x_GSD: Tensor, order: SortedChoices, choices: int) -> Tensor:
-    """The rows `[R, D]` that experts work on; `choices` is K."""
-    return x_GSD.flatten(0, 1).index_select(0, order.choices_R // choices)
-
-
-def combine_sorted(rows_RD: Tensor, gates_GSK: Tensor, order: SortedChoices) -> Tensor:
-    """As `combine`: `[G, S, D]`, in the dtype of the rows."""
-    G, S, K = gates_GSK.shape
-    weighted_RD = rows_RD * gates_GSK.flatten().index_select(0, order.choices_R).unsqueeze(1)
-    y_CD = weighted_RD.new_zeros(G * S * K, rows_RD.shape[1]).index_copy(0, order.choices_R, weighted_RD)
-    return y_CD.view(G, S, K, -1).sum(2).to(rows_RD.dtype)
 
 
 def _take(source_MD: Tensor, index: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The expert layer: regroup, route, dispatch, run the experts, combine.
 
 Shape suffixes: B batch, L length, D d_model, G groups, S tokens per group, E experts, C capacity, K choices, X experts
-of this rank, R buffer rows per expert.
+of this rank, R buffer rows per expert, or sorted rows.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from conf.routing.routers import RouterRow
 from conf.routing.settings import CapacityRule, MoeRules
 from conf.schema import Ffn
 from model.moe.balance import layer_balance
-from model.moe.experts import DROPOUT, ExpertBank, group_noise
-from model.moe.gather import combine, combine_sorted, dispatch, slot_index, sort_choices, take_sorted
+from model.moe.experts import DROPOUT, ExpertBank, group_noise, row_noise
+from model.moe.gather import buffer_index, combine, dispatch, sorted_index
 from model.moe.routers.numerics import JITTER, Numerics, jitter_factor, jitters
 from model.moe.routers.route import route, router_in
 from model.moe.routers.tokens import RouterNoise, Tokens
@@ -59,8 +59,6 @@ class MoeLayer(nn.Module):
         self.maths = router_in(rules.row.module)
         self.router = Router(rules.row, d_model, rules.num_experts)
         self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=exchange)
-        # Where all experts are here whole, and tokens choose, experts can work on rows instead of buffers.
-        self._sorts = exchange.ep_size == exchange.etp_size == 1 and not rules.row.experts_choose
         self.tap: RoutingTap | None = None  # set by `measure.verify` alone
 
     def forward(
@@ -93,21 +91,41 @@ class MoeLayer(nn.Module):
         if self.tap is not None:
             self.tap.decided(routing)
         gates_GSK = Numerics(self.rules, x_BLD.dtype).combine_weights(routing.gates_GSK)
-        if mode == "no_drop" and self._sorts:
-            # A buffer with a slot for every token at every expert would cost E rows a token.
-            order = sort_choices(routing)
-            rows_RD = self.experts.sorted(take_sorted(tokens.x_GSD, order, gates_GSK.shape[-1]), order.counts_E)
-            y_GSD = combine_sorted(rows_RD, gates_GSK, order)
-            return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
-        index = slot_index(routing)
-        rows_XRD = self.exchange.to_experts(dispatch(tokens.x_GSD, index))
-        row_noise = None
-        if noise is not None and self.rules.expert_dropout > 0:
-            row_noise = group_noise(noise, sequences, self.exchange)
-        rows_XRD = self.experts(rows_XRD, capacity=routing.capacity, noise=row_noise)
-        buffer_EGCD = self.exchange.from_experts(rows_XRD, groups=len(tokens.x_GSD))
-        y_GSD = combine(buffer_EGCD, gates_GSK, index)
+        if noise is not None and self.rules.expert_dropout == 0:
+            noise = None  # what follows draws for dropout alone
+        if self._unbounded(mode):
+            y_GSD = self._through_rows(tokens.x_GSD, gates_GSK, routing, noise, length=L)
+        else:
+            y_GSD = self._through_buffers(tokens.x_GSD, gates_GSK, routing, noise, sequences)
         return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
+
+    def _unbounded(self, mode: RouteMode) -> bool:
+        """No choice is dropped for want of a slot; such buffers would have E rows a token."""
+        return (mode == "no_drop" or self.rules.dropless) and not self.rules.row.experts_choose
+
+    def _through_buffers(
+        self, x_GSD: Tensor, gates_GSK: Tensor, routing: Routing, noise: Draws | None, sequences: int
+    ) -> Tensor:
+        """Experts work on buffers with a place for each slot."""
+        index = buffer_index(routing)
+        rows_XRD = self.exchange.to_experts(dispatch(x_GSD, index))
+        if noise is not None:
+            noise = group_noise(noise, sequences, self.exchange)
+        rows_XRD = self.experts(rows_XRD, capacity=routing.capacity, noise=noise)
+        return combine(self.exchange.from_experts(rows_XRD, groups=len(x_GSD)), gates_GSK, index)
+
+    def _through_rows(
+        self, x_GSD: Tensor, gates_GSK: Tensor, routing: Routing, noise: Draws | None, *, length: int
+    ) -> Tensor:
+        """Experts work on the rows of the choices that fell on them, as many as there are."""
+        index, counts_E = sorted_index(routing)
+        plan = self.exchange.plan_rows(counts_E, rows=len(index.tokens_R))
+        rows_RD = self.exchange.rows_to_experts(dispatch(x_GSD, index), plan)
+        if noise is not None:
+            noise = row_noise(noise, index.choice_of_rows(), length=length, choices=gates_GSK.shape[-1])
+            noise = replace(noise, rows_B=self.exchange.rows_to_experts(noise.rows_B, plan))
+        rows_RD = self.experts.sorted(rows_RD, plan.counts_X, noise=noise)
+        return combine(self.exchange.rows_from_experts(rows_RD, plan), gates_GSK, index)
 
     def _group_sequences(self, batch: int, mode: RouteMode) -> int:
         """Sequences per group; every tensor rank that shares the groups must get as many whole ones."""
@@ -148,16 +166,20 @@ class MoeLayer(nn.Module):
         """Routing of this rank's groups with the capacity of `mode`."""
         S, rules = tokens.x_GSD.shape[1], self.rules
         if mode != "no_drop":
-            capacity = rules.capacity.slots(S, train=mode == "train")
-        elif rules.row.experts_choose:
+            capacity = rules.slots(S, train=mode == "train")
+        elif self._unbounded(mode):
+            capacity = S + rules.first_slot
+        else:
             # With a slot for every token every expert would take them all, which it never learnt: each sequence has
             # the capacity of its own real tokens, so that neither its neighbours nor its padding change the result.
             capacity = min(S, rules.capacity.slots(S, train=False))
             slots = _evaluation_slots(rules.capacity, S, tokens.real_GS.device)
             rules, tokens = replace(rules, routed="real"), replace(tokens, limit_G=slots[tokens.real_GS.sum(1)])
-        else:
-            capacity = S + rules.first_slot
-        return route(self.maths, tokens, rules, capacity, self.tap)
+        routing = route(self.maths, tokens, rules, capacity, self.tap)
+        if not self._unbounded(mode):
+            return routing
+        rows = (routing.slots_GSK < rules.num_experts * capacity).sum().float()
+        return replace(routing, stats=replace(routing.stats, slots=rows))
 
     def _balance(self, routing: Routing) -> LayerBalance | None:
         """f and P of all groups, for losses that join layers before they multiply the two."""

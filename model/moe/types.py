@@ -28,7 +28,7 @@ class RouterStats:
     routed: Tensor  # real tokens with a slot at one expert or more
     entropy: Tensor  # sum over real tokens of the entropy of p over the experts, nats
     confidence: Tensor  # sum over real tokens of the largest probability
-    slots: Tensor  # buffer rows computed: G * E * C
+    slots: Tensor  # rows that experts compute: G * E * C, or the kept choices where nothing bounds them
     groups: Tensor  # G
     aux: Tensor  # sum over groups of the group's auxiliary loss (unweighted)
     z: Tensor  # sum over real tokens of logsumexp(logits)^2, whatever the loss counts

@@ -5,18 +5,40 @@ experts are whole and each tensor rank routes its share of the groups (ADR 004).
 tp: every gradient a rank ends with is already that of all tensor ranks.
 
 Shape suffixes: G groups, E experts, C capacity, D d_model, P ranks along ep, X experts of this rank (E/ep),
-R = ep * G * C buffer rows of one expert.
+R = ep * G * C buffer rows of one expert, or all sorted rows of a rank, whose number is its own.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from parallel.mesh.axes import Mesh
-from parallel.mesh.collectives import all_gather, all_to_all, copy_to, gather_from, reduce_from, scatter_to
+from parallel.mesh.collectives import (
+    all_gather,
+    all_to_all,
+    all_to_all_rows,
+    copy_to,
+    gather_from,
+    reduce_from,
+    scatter_to,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowPlan:
+    """Where sorted rows go and how they lie when they have arrived."""
+
+    counts_X: Tensor  # int64 rows of each of this rank's experts, from everywhere
+    rows: int  # of this rank before the exchange, with those of dropped choices behind
+    sent: tuple[int, ...] = ()  # rows for each rank of ep; empty: nothing travels
+    received: tuple[int, ...] = ()  # rows from each rank of ep
+    order_R: Tensor | None = None  # arrived row of each row by expert
+    back_R: Tensor | None = None  # its inverse
 
 
 class ExpertExchange(Protocol):
@@ -59,6 +81,21 @@ class ExpertExchange(Protocol):
         """Numbers of the groups whose rows `to_experts` delivers, in its order; no gradient."""
         ...
 
+    def plan_rows(self, counts_E: Tensor, *, rows: int) -> RowPlan:
+        """How `rows` rows travel that begin with `counts_E` rows of each expert in turn.
+
+        Waits for the device where they do travel.
+        """
+        ...
+
+    def rows_to_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        """Sorted rows `[rows, ..]` here -> rows of this rank's experts from everywhere, sorted by expert, `[R, ..]`."""
+        ...
+
+    def rows_from_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        """The reverse of `rows_to_experts`, summed over the shards of each expert; zeros where choices were dropped."""
+        ...
+
 
 class LocalExchange(ExpertExchange):
     """All experts and all groups in this process; no process group is needed."""
@@ -92,6 +129,18 @@ class LocalExchange(ExpertExchange):
     @override
     def gather_rows(self, rows_G: Tensor) -> Tensor:
         return rows_G
+
+    @override
+    def plan_rows(self, counts_E: Tensor, *, rows: int) -> RowPlan:
+        return RowPlan(counts_X=counts_E, rows=rows)
+
+    @override
+    def rows_to_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        return rows
+
+    @override
+    def rows_from_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        return rows
 
 
 class MeshExchange(ExpertExchange):
@@ -137,6 +186,59 @@ class MeshExchange(ExpertExchange):
     @override
     def gather_rows(self, rows_G: Tensor) -> Tensor:
         return all_gather(rows_G, self._ep).flatten()
+
+    @override
+    def plan_rows(self, counts_E: Tensor, *, rows: int) -> RowPlan:
+        if self.ep_size == 1:
+            return RowPlan(counts_X=counts_E, rows=rows)
+        counts_PX = all_to_all(counts_E, self._ep).view(self.ep_size, -1)
+        counts = torch.stack((counts_E.view_as(counts_PX).sum(1), counts_PX.sum(1))).tolist()
+        # Arrived rows lie by source, then by expert: a stable sort by expert keeps the sources' order.
+        expert_PX = torch.arange(counts_PX.shape[1], device=counts_PX.device).expand_as(counts_PX)
+        order_R = (
+            expert_PX.flatten().repeat_interleave(counts_PX.flatten(), output_size=sum(counts[1])).argsort(stable=True)
+        )
+        return RowPlan(
+            counts_X=counts_PX.sum(0),
+            rows=rows,
+            sent=tuple(counts[0]),
+            received=tuple(counts[1]),
+            order_R=order_R,
+            back_R=order_R.argsort(),
+        )
+
+    @override
+    def rows_to_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        if plan.order_R is not None and plan.back_R is not None:
+            kept = rows[: sum(plan.sent)]
+            rows = _permute(all_to_all_rows(kept, plan.sent, plan.received, self._ep), plan.order_R, plan.back_R)
+        return copy_to(rows, self._etp)
+
+    @override
+    def rows_from_experts(self, rows: Tensor, plan: RowPlan) -> Tensor:
+        rows = reduce_from(rows, self._etp)
+        if plan.order_R is None or plan.back_R is None:
+            return rows
+        rows = all_to_all_rows(_permute(rows, plan.back_R, plan.order_R), plan.received, plan.sent, self._ep)
+        return torch.cat((rows, rows.new_zeros(plan.rows - len(rows), *rows.shape[1:])))
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order; backward reads them in the inverse order, which neither adds nor needs atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
+        ctx.save_for_backward(back_R)
+        return rows.index_select(0, order_R)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (back_R,) = ctx.saved_tensors
+        return grads[0].index_select(0, back_R), None, None
+
+
+def _permute(rows: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
+    return _Permute.apply(rows, order_R, back_R)  # type: ignore[return-value]
 
 
 def build_exchange(mesh: Mesh) -> ExpertExchange:

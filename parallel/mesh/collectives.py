@@ -7,7 +7,7 @@ carry a gradient say what their backward does.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -163,6 +163,17 @@ def all_to_all(tensor: Tensor, axis: Axis) -> Tensor:
     return _AllToAll.apply(tensor, axis)
 
 
+def all_to_all_rows(tensor: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> Tensor:
+    """The first `sent[0]` rows of dim 0 go to axis rank 0, the next `sent[1]` to rank 1, ..; backward sends them back.
+
+    `received` are the rows that come from each rank: what those ranks have in `sent`, agreed on beforehand.
+    """
+    if axis.group is None:
+        return tensor
+    assert tensor.shape[0] == sum(sent), f"{tensor.shape[0]} rows, {sum(sent)} to send"
+    return _AllToAllRows.apply(tensor, sent, received, axis)
+
+
 def copy_to(tensor: Tensor, axis: Axis) -> Tensor:
     """Identity; backward sums the gradient over the axis. Enters a region where ranks use the tensor differently."""
     return tensor if axis.group is None else _CopyTo.apply(tensor, axis)
@@ -195,6 +206,13 @@ def _exchange(tensor: Tensor, axis: Axis) -> Tensor:
     received = torch.empty_like(source)
     dist.all_to_all_single(received, source, group=axis.group)
     return received
+
+
+def _exchange_rows(tensor: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> Tensor:
+    fault_point(f"all_to_all/{axis.name}")
+    arrived = tensor.new_empty(sum(received), *tensor.shape[1:])
+    dist.all_to_all_single(arrived, tensor.contiguous(), list(received), list(sent), group=axis.group)
+    return arrived
 
 
 def forget_agreements() -> None:
@@ -235,6 +253,17 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _exchange(grads[0], ctx.axis), None
+
+
+class _AllToAllRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sent: Sequence[int], received: Sequence[int], axis: Axis) -> Tensor:
+        ctx.travel = received, sent, axis
+        return _exchange_rows(tensor, sent, received, axis)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange_rows(grads[0], *ctx.travel), None, None, None
 
 
 class _CopyTo(torch.autograd.Function):

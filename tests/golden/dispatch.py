@@ -14,7 +14,7 @@ from torch import Tensor
 from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
 from model.moe.experts import ExpertBank
-from model.moe.gather import combine, dispatch, slot_index
+from model.moe.gather import buffer_index, combine, dispatch
 from model.moe.types import Routing
 from parallel.layers.experts import LocalExchange
 
@@ -67,7 +67,7 @@ def expert_bank(moe: MoeConfig, wi: Tensor, wo: Tensor, dtype: torch.dtype) -> E
 
 def run_experts(x_GSD: Tensor, routing: Routing, gates_GSK: Tensor, experts: ExpertBank, out: torch.dtype) -> Tensor:
     """Dispatch, experts and combine of one process, `[G, S, D]` in dtype `out`."""
-    exchange, index = LocalExchange(), slot_index(routing)
+    exchange, index = LocalExchange(), buffer_index(routing)
     rows_XRD = exchange.to_experts(dispatch(x_GSD, index)).to(experts.wi.dtype)
     rows_XRD = experts(rows_XRD, capacity=routing.capacity, noise=None).to(x_GSD.dtype).to(out)
     return combine(exchange.from_experts(rows_XRD, groups=len(x_GSD)), gates_GSK, index)

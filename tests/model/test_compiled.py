@@ -14,10 +14,9 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from conf.errors import ConfigError
 from conf.routing.routers import ROUTERS
-from conf.schema import MoeConfig
+from conf.schema import CapacityName, MoeConfig
 from model.compiled import compile_steps
 from model.t5.model import SwitchTransformer
-from parallel.mesh.axes import single_process
 from parallel.rng import NoiseKey
 from tests.model.layouts import Layout, assert_equals_one_process
 from tests.model.t5.build import MOE, make_batch, make_model, run_config
@@ -46,8 +45,8 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def experts(router: str) -> MoeConfig:
-    moe = replace(MOE, router=router, jitter=0.05, expert_dropout=0.2, second_policy="random")
+def experts(router: str, capacity: CapacityName = "bounded") -> MoeConfig:
+    moe = replace(MOE, router=router, capacity=capacity, jitter=0.05, expert_dropout=0.2, second_policy="random")
     return replace(moe, top_k=2) if router == "ntlb" else moe
 
 
@@ -84,9 +83,12 @@ def test_every_step_runs_the_same_graphs_and_gives_the_same_bits(whole, recomput
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("router", [router for router in ROUTERS if router != "switch"])
-def test_every_router_is_one_graph(router):
-    build = functools.partial(make_model, moe="switch", experts=experts(router))
+@pytest.mark.parametrize(
+    ("router", "capacity"),
+    [*((router, "bounded") for router in ROUTERS if router != "switch"), ("switch", "dropless"), ("top_2", "dropless")],
+)
+def test_every_router_is_one_graph(router, capacity):
+    build = functools.partial(make_model, moe="switch", experts=experts(router, capacity))
     module, graphs = build(), Graphs()
     module.compile_steps(functools.partial(torch.compile, backend=graphs, fullgraph=True, dynamic=False), whole=False)
     for got, want in zip(steps(module), steps(build()), strict=True):
@@ -94,9 +96,12 @@ def test_every_router_is_one_graph(router):
     assert graphs.traced == 4
 
 
-@pytest.mark.parametrize("router", [pytest.param(r, marks=() if r == "switch" else SLOW) for r in ROUTERS])
-def test_a_whole_step_runs_under_fake_tensors(router):
-    module = make_model(moe="switch", experts=experts(router))
+@pytest.mark.parametrize(
+    ("router", "capacity"),
+    [("switch", "bounded"), ("switch", "dropless"), *(pytest.param(r, "bounded", marks=SLOW) for r in ROUTERS)],
+)
+def test_a_whole_step_runs_under_fake_tensors(router, capacity):
+    module = make_model(moe="switch", experts=experts(router, capacity))
     with FakeTensorMode(allow_non_fake_inputs=True):
         losses, *gradients = steps(module)[: 1 + len(list(module.parameters()))]
     assert all(isinstance(value, FakeTensor) for value in (losses, *gradients))
@@ -123,4 +128,4 @@ def test_a_machine_without_a_compiler_is_told_before_anything_runs(monkeypatch, 
     monkeypatch.delenv("CXX", raising=False)
     cfg: Any = SimpleNamespace(train=SimpleNamespace(compile="blocks"), data=SimpleNamespace(cache_dir=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"train\.compile: got 'no C\+\+ compiler on this machine'; needs g\+\+"):
-        compile_steps(make_model(), cfg, single_process(), torch.device("cpu"))
+        compile_steps(make_model(), cfg, torch.device("cpu"))

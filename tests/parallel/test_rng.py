@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -156,3 +157,20 @@ def test_repeating_a_draw_repeats_it_and_leaves_the_global_generator_alone():
     assert torch.equal(keyed_uniform(k, "jitter", [(0, 9)]), keyed_uniform(k, "jitter", [(0, 9)]))
     assert torch.equal(k.rows_B, rows)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", [(5, 24), (3, 17)], ids=str)
+def test_compiled_draws_are_the_same_in_what_is_left_over_after_whole_vectors(sizes, dtype):
+    """By torch's own compiler, which may let a product of int32 overflow where C++ leaves that undefined."""
+    torch._dynamo.reset()
+    draws = NoiseSites({"p": ("s",)}).draws(NoiseKey(seed=1, step=0, rows_B=torch.arange(4))).of("p")
+    x = torch.randn(4, *sizes, dtype=dtype)
+    ranges = [(0, size) for size in sizes]
+
+    def drop(x: torch.Tensor, starts_2S: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
+        return keyed_dropout(x, 0.1, replace(draws, starts_2S=starts_2S, rows_B=rows_B), "s", ranges)
+
+    compiled = torch.compile(drop, dynamic=False)(x, draws.starts_2S, draws.rows_B)
+    assert torch.equal(compiled, drop(x, draws.starts_2S, draws.rows_B))

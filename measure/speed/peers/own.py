@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conf.derived.estimate import padded_vocab_size
-from conf.derived.groups import expert_capacity, group_tokens, micro_batch_size
+from conf.derived.groups import micro_batch_size, slots_per_token
 from conf.derived.layers import Layer, layer_names, stacks
 from conf.schema import RunConfig
 from data.batch import StepBatch
@@ -90,7 +90,7 @@ def products(cfg: RunConfig) -> Iterator[Product]:
     inner, length = model.num_heads * model.d_kv, {"encoder": cfg.data.encoder_length}
     length["decoder"] = cfg.data.decoder_length
     for stack, plan in stacks(model, cfg.moe).items():
-        L, S = length[stack], group_tokens(cfg, stack)
+        L = length[stack]
         N = B * L
         for layer in plan:
             for kind in layer.attention:
@@ -98,16 +98,16 @@ def products(cfg: RunConfig) -> Iterator[Product]:
                 yield Product("queries and output", 2, 1, N, model.d_model, inner)
                 yield Product("keys and values", 2, 1, B * M, model.d_model, inner)
                 yield Product("scores and weighted values", 2, B * model.num_heads, L, model.d_kv, M)
-            yield from _feed_forward(cfg, layer, tokens=N, group=S)
+            yield from _feed_forward(cfg, layer, tokens=N)
     yield Product("logits", 1, 1, B * length["decoder"], model.d_model, padded_vocab_size(model.vocab_size))
 
 
-def _feed_forward(cfg: RunConfig, layer: Layer, *, tokens: int, group: int) -> Iterator[Product]:
+def _feed_forward(cfg: RunConfig, layer: Layer, *, tokens: int) -> Iterator[Product]:
     model, matrices = cfg.model, 3 if layer.feed_forward.startswith("gated") else 2
     if not layer.experts:
         yield Product("feed-forward", matrices, 1, tokens, model.d_model, model.d_ff)
         return
-    rows = expert_capacity(cfg.moe, group, train=True) * (tokens // group)
+    rows = round(tokens * slots_per_token(cfg, layer.stack, train=True) / layer.experts)
     yield Product("router", 1, 1, tokens, model.d_model, layer.experts, wide=True)
     yield Product("experts", matrices, layer.experts, rows, model.d_model, model.d_ff)
 

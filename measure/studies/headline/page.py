@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.compose import load
 from conf.derived.estimate import flops_per_sequence, num_params
-from conf.derived.groups import group_tokens, slots_per_token
+from conf.derived.groups import slots_per_token
 from conf.derived.layers import is_dense, stacks
 from conf.schema import RunConfig
 from measure.studies.arguments import provenance
@@ -90,8 +90,7 @@ def _slots_text(cfg: RunConfig) -> str:
     """Buffer rows computed per token in training, empty ones included: encoder, decoder."""
     if is_dense(cfg):
         return "-"
-    tokens = (group_tokens(cfg, stack) for stack in stacks(cfg.model, cfg.moe))
-    return ", ".join(f"{slots_per_token(cfg.moe, n, train=True):.2f}" for n in tokens)
+    return ", ".join(f"{slots_per_token(cfg, stack, train=True):.2f}" for stack in stacks(cfg.model, cfg.moe))
 
 
 def result_lines(curves: Curves, ratios: dict[int, float]) -> list[str]:

@@ -85,7 +85,9 @@ class _Tap(RoutingTap):
     def __init__(self, recorder: Recorder, name: str, layer: MoeLayer) -> None:
         self._recorder, self._name, self._layer = recorder, name, layer
 
+    # Not traced where blocks are compiled: graphs end before and begin behind.
     @override
+    @torch.compiler.disable
     def logits(self, logits_GSE: Tensor) -> Tensor:
         # Logits of another shape are left alone: their decisions will be reported as different.
         given_GSE = self._recorder.given(self._name, self._recorder.groups_of(self._layer))
@@ -96,6 +98,7 @@ class _Tap(RoutingTap):
         return replaced
 
     @override
+    @torch.compiler.disable
     def decided(self, routing: Routing) -> None:
         self._recorder.decisions.append(
             Decision(

@@ -60,6 +60,7 @@ class Tracer:
         self._calls.clear()
 
     def _note(self, name: str) -> Callable[..., None]:
+        @torch.compiler.disable  # in compiled blocks: what writes down is no part of their graphs
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             x = output[0] if isinstance(output, tuple) else output
             assert self._rows_B is not None, "the model was not called with noise"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from conf.errors import ConfigError, ConfigErrors
 from conf.rules.ranges import divisors
 from conf.rules.validate import validate
-from conf.schema import RunConfig
+from conf.schema import CompileMode, RunConfig
 
 Zero = Literal[0, 1, 2]
 _ALIASES = {"acc": "accumulation", "accum": "accumulation", "recomputation": "recompute", "world": "ranks"}
+_MODES: tuple[CompileMode, ...] = get_args(CompileMode)
 _SWITCH = {"true": 1, "on": 1, "yes": 1, "1": 1, "false": 0, "off": 0, "no": 0, "0": 0}
 
 
@@ -28,6 +29,7 @@ class Layout:
     zero: Zero
     accumulation: int
     recompute: bool  # activations of blocks are computed again in backward
+    compile: CompileMode = "off"
 
     @property
     def world(self) -> int:
@@ -36,11 +38,12 @@ class Layout:
 
     def __str__(self) -> str:
         tail = " recompute" if self.recompute else ""
+        tail += f" compile={self.compile}" if self.compile != "off" else ""
         return f"tp={self.tp} dp={self.dp} ep={self.ep} etp={self.etp} zero={self.zero} acc={self.accumulation}{tail}"
 
 
-FACTORS = tuple(field.name for field in fields(Layout))
-KEYS = (*FACTORS, "ranks")
+KEYS = (*(field.name for field in fields(Layout)), "ranks")
+FACTORS = tuple(key for key in KEYS if key not in ("compile", "ranks"))  # what a default set varies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +65,19 @@ def own_layout(cfg: RunConfig) -> Layout:
         zero=cfg.parallel.zero,
         accumulation=cfg.train.accumulation,
         recompute=cfg.train.activation_checkpointing,
+        compile=cfg.train.compile,
     )
 
 
 def apply(cfg: RunConfig, layout: Layout) -> RunConfig:
     """`cfg` on one machine with this layout; not validated."""
     parallel = replace(cfg.parallel, tp=layout.tp, ep=layout.ep, etp=layout.etp, zero=layout.zero)
-    train = replace(cfg.train, accumulation=layout.accumulation, activation_checkpointing=layout.recompute)
+    train = replace(
+        cfg.train,
+        accumulation=layout.accumulation,
+        activation_checkpointing=layout.recompute,
+        compile=layout.compile,
+    )
     launch = replace(cfg.launch, nproc=layout.world, nodes=1)
     return replace(cfg, parallel=parallel, train=train, launch=launch)
 
@@ -81,15 +90,23 @@ def read_keys(text: str) -> dict[str, int]:
         key = _ALIASES.get(key, key)
         if key not in KEYS:
             raise ConfigError("--layouts", got=word, needs="one of " + ", ".join(KEYS), hint="'tp=2 ep=2 zero=1'")
-        if key == "recompute":
-            value = _SWITCH.get(value.lower() if sign else "true", -1)
-        number = int(value) if str(value).isdecimal() else -1
-        least = 0 if key in ("zero", "recompute") else 1
+        number = _number(key, value if sign else "true")
+        least = 0 if key in ("zero", "recompute", "compile") else 1
         if number < least or (key == "zero" and number > 2):
-            wanted = {"zero": "0, 1 or 2", "recompute": "true or false"}.get(key, "a number from 1 on")
-            raise ConfigError("--layouts", got=word, needs=wanted, hint=f"{key}=1")
+            wanted = {"zero": "0, 1 or 2", "recompute": "true or false", "compile": ", ".join(_MODES)}
+            needs = wanted.get(key, "a number from 1 on")
+            raise ConfigError("--layouts", got=word, needs=needs, hint=f"{key}=1")
         found[key] = number
     return found
+
+
+def _number(key: str, value: str) -> int:
+    """A typed value as a number: a switch is 0 or 1, a mode of compiling its place in the list; -1: none of these."""
+    if key == "compile" and value in _MODES:
+        return _MODES.index(value)
+    if key in ("recompute", "compile"):
+        return _SWITCH.get(value.lower(), -1)
+    return int(value) if value.isdecimal() else -1
 
 
 def least_ranks(keys: dict[str, int]) -> int:
@@ -123,6 +140,7 @@ def complete(keys: dict[str, int], *, ranks: int, own: Layout) -> Layout:
         zero=keys.get("zero", own.zero),  # pyright: ignore[reportArgumentType]  # read_keys has checked it
         accumulation=keys.get("accumulation", own.accumulation),
         recompute=bool(keys.get("recompute", own.recompute)),
+        compile=_MODES[keys["compile"]] if "compile" in keys else own.compile,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from conf.compose import compose
 from conf.derived.estimate import local_params, num_params, padded_vocab_size
+from conf.derived.groups import slots_per_token
 from conf.derived.layers import is_dense, layers
 from conf.derived.windows import stack_length
 from conf.errors import ConfigError, ConfigErrors
@@ -187,10 +188,10 @@ def check_memory(plan: Plan, available: int, *, what: str) -> None:
 def _activations(cfg: RunConfig, rows: int) -> int:
     """Bytes kept for backward of `rows` sequences, roughly: some 24 widths a layer, attention scores, logits."""
     model = cfg.model
-    buffers = 1.0 if is_dense(cfg) else cfg.moe.capacity_factor
-    token = 24 * model.d_model + 4 * buffers * model.d_ff
     kept = 4.0 * cfg.data.decoder_length * padded_vocab_size(model.vocab_size)
     for layer in layers(model, cfg.moe):
+        rows_per_token = slots_per_token(cfg, layer.stack, train=True) if layer.experts else 1.0
+        token = 24 * model.d_model + 4 * rows_per_token * model.d_ff
         length = stack_length(cfg.data, layer.stack)
         keys = sum({"self": length, "cross": cfg.data.encoder_length}[kind] for kind in layer.attention)
         kept += length * ((1 + len(layer.attention)) / 2 * token + 4 * model.num_heads * keys)
@@ -230,6 +231,7 @@ def _all_that_fit(base: RunConfig, ranks: int, own: Layout, *, exact: bool) -> t
     accumulations = sorted({1, 2, own.accumulation})
     for number in range(ranks, 0, -1):
         candidates = product(number, experts=not is_dense(base), accumulations=accumulations)
+        candidates = (replace(layout, compile=own.compile) for layout in candidates)
         layouts, left_out = split_valid(base, _distinct(candidates, exact=exact))
         refused += left_out
         if any(2 * layout.world > number for layout in layouts):

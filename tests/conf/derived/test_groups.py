@@ -17,8 +17,15 @@ def test_capacity_floors_rounds_or_is_absolute_by_semantics():
 
 
 def test_slots_per_token_show_when_the_minimum_dominates():
-    moe = replace(compose([]).moe, num_experts=2048, min_expert_capacity=4)
-    assert slots_per_token(moe, 1024, train=True) == 8.0  # the design's example
+    lengths = ("data.encoder_length=512", "data.decoder_length=128", "moe.group_sequences=2")
+    cfg = compose(["moe.num_experts=2048", "moe.min_expert_capacity=4", *lengths])
+    assert slots_per_token(cfg, "encoder", train=True) == 8.0  # the design's example
+
+
+def test_without_dropping_an_expert_may_have_the_whole_group_and_computes_the_choices_of_its_tokens():
+    cfg = compose(["moe.num_experts=2048", "moe.capacity=dropless", "moe.router=top_2", "moe.capacity_factor=0.5"])
+    assert [slots_per_token(cfg, stack, train=True) for stack in ("encoder", "decoder")] == [2, 2]
+    assert expert_capacity(cfg.moe, 100, train=True) == 100
 
 
 def test_groups_hold_at_most_the_references_tokens():

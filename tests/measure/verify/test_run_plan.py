@@ -139,6 +139,20 @@ def test_adafactor_and_untied_gated_models():
 
 
 @pytest.mark.slow
+def test_without_dropping():
+    overrides = ("moe.capacity=dropless", "moe.router=top_2")
+    assert_equal(run(plan("tp=2 dp=1", "ep=2 zero=1 recompute", "tp=2 ep=2 etp=1", overrides=overrides, ranks=2)))
+
+
+@pytest.mark.slow
+def test_compiled_steps():
+    """By torch's own compiler, in fp64, where nothing hides behind rounding; graphs and breaks: tests/model."""
+    small = ("model.num_encoder_layers=2", "model.num_decoder_layers=2", "moe.capacity=dropless")
+    made = plan("dp=1 compile", overrides=small, ranks=1, steps=1, exact=True, timeout_s=500.0)
+    assert_equal(run(made))
+
+
+@pytest.mark.slow
 def test_dense_models():
     verdicts = run(plan("tp=2 dp=1 zero=2", "dp=2 zero=0", overrides=("moe=dense",), ranks=2))
     assert_equal(verdicts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
-from conf.schema import DefectsName, Ffn, ModelConfig, MoeConfig, SemanticsName, Stack
+from conf.schema import CapacityName, DefectsName, Ffn, ModelConfig, MoeConfig, SemanticsName, Stack
 from model.moe.experts import DROPOUT
 from model.moe.layer import MoeLayer
 from model.moe.routers.numerics import JITTER
@@ -29,6 +29,7 @@ class Variant:
 
     experts: int = 4
     group_sequences: int = 1
+    capacity: CapacityName = "bounded"
     capacity_factor: float = 1.0
     ffn: Ffn = "relu"
     jitter: float = 0.0
@@ -48,8 +49,8 @@ def model_config(ffn: Ffn = "relu", d_model: int = D_MODEL, d_ff: int = D_FF) ->
 def moe_config(v: Variant, *, min_expert_capacity: int = 1) -> MoeConfig:
     return replace(
         MOE, semantics=v.semantics, defects=v.defects, router=v.router, num_experts=v.experts,
-        capacity_factor=v.capacity_factor, min_expert_capacity=min_expert_capacity, group_sequences=v.group_sequences,
-        jitter=v.jitter, expert_dropout=v.expert_dropout,
+        capacity=v.capacity, capacity_factor=v.capacity_factor, min_expert_capacity=min_expert_capacity,
+        group_sequences=v.group_sequences, jitter=v.jitter, expert_dropout=v.expert_dropout,
     )  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conf.routing.settings import moe_rules
-from model.moe.gather import SlotIndex, combine, dispatch, slot_index
+from model.moe.gather import RowIndex, buffer_index, combine, dispatch, sorted_index
 from model.moe.types import Routing
 from tests.model.moe.routers.call import route_tokens
 from tests.model.moe.routers.test_router import problem
@@ -23,7 +25,7 @@ def routed(capacity: int, *, groups: int = 2, tokens: int = 6, experts: int = 3)
 @pytest.mark.parametrize("capacity", [0, 1, 2, 9])
 def test_equals_loops(capacity):
     x, routing = routed(capacity)
-    index = slot_index(routing)
+    index = buffer_index(routing)
     buffer = dispatch(x, index)
     want = torch.zeros(3, 2, capacity, 5, dtype=torch.float64)
     out = torch.zeros_like(x)
@@ -40,7 +42,7 @@ def test_equals_loops(capacity):
 @pytest.mark.parametrize("capacity", [0, 1, 4])
 def test_gradcheck_top1(capacity):
     x, routing = routed(capacity)
-    index = slot_index(routing)
+    index = buffer_index(routing)
     buffer = torch.randn(3, 2, capacity, 5, dtype=torch.float64, requires_grad=True)
     gates = torch.rand_like(routing.gates_GSK).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: dispatch(x, index), (x.requires_grad_(),))
@@ -48,10 +50,10 @@ def test_gradcheck_top1(capacity):
         assert torch.autograd.gradcheck(lambda b, g: combine(b, g, index), (buffer, gates))
 
 
-def two_choices() -> SlotIndex:
+def two_choices() -> RowIndex:
     """One group of three tokens, two experts with two slots: token 0 at both, token 1 at expert 1, token 2 at none."""
     rows = torch.tensor([[0, 2], [3, 4], [4, 4]])
-    return SlotIndex(rows, torch.tensor([0, 3, 0, 1]), torch.tensor([0, 6, 1, 2]), experts=2, groups=1, capacity=2)
+    return RowIndex(rows, torch.tensor([0, 3, 0, 1]), torch.tensor([0, 6, 1, 2]), (2, 1, 2))
 
 
 def test_two_choices_sum_and_gradcheck():
@@ -69,10 +71,39 @@ def test_two_choices_sum_and_gradcheck():
     assert torch.autograd.gradcheck(lambda b, g: combine(b, g, index), (free, gates))
 
 
+@pytest.mark.parametrize("capacity", [1, 2, 9])
+@pytest.mark.parametrize("choices", [1, 2, 3])
+def test_sorted_rows_are_the_kept_choices_expert_by_expert(capacity, choices):
+    x, real, weight = problem(1, 2, 6, 3)
+    router = "switch" if choices == 1 else "top_2"
+    moe = replace(MOE, semantics="flaxformer", router=router, num_experts=3, top_k=choices)
+    routing = route_tokens(x, real, weight, rules=moe_rules(moe, "encoder"), capacity=capacity)
+    index, counts = sorted_index(routing)
+    kept = [
+        (int(slot) // capacity, (g * 6 + s) * choices + k)
+        for g, group in enumerate(routing.slots_GSK)
+        for s, token in enumerate(group)
+        for k, slot in enumerate(token)
+        if int(slot) < 3 * capacity
+    ]
+    want = [choice for _, choice in sorted(kept)]
+    assert counts.tolist() == [sum(expert == e for expert, _ in kept) for e in range(3)]
+    empty = [12 * choices] * (12 * choices - len(want))
+    assert index.choice_of_rows().tolist() == want + empty
+    rows = dispatch(x, index)
+    assert torch.equal(rows[: len(want)], x.flatten(0, 1)[[choice // choices for choice in want]])
+    assert not rows[len(want) :].any()
+    gates = torch.rand_like(routing.gates_GSK)
+    got, same = combine(rows, gates, index), buffer_index(routing)
+    torch.testing.assert_close(got, combine(dispatch(x, same), gates, same))
+    free = torch.randn_like(rows).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r, g: combine(r, g, index), (free, gates.requires_grad_()))
+
+
 def test_empty_slots_do_not_read_garbage():
     x, routing = routed(4)
     x = torch.where(torch.arange(6)[None, :, None] == 5, float("nan"), x)  # a token that must not leak into empty slots
-    index = slot_index(routing)
+    index = buffer_index(routing)
     empty = routing.tokens_GEC.transpose(0, 1) == 6
     assert bool(empty.any())
     assert torch.equal(dispatch(x, index)[empty], torch.zeros(int(empty.sum()), 5, dtype=torch.float64))

@@ -21,6 +21,12 @@ VARIANTS = (
     Variant(mode="eval"),
     *(Variant(router=router, jitter=0.2) for router in ("top_2", "switch_max", "expert_choice", "ntlb")),
     Variant(router="expert_choice", semantics="flaxformer", mode="no_drop"),
+    Variant(capacity="dropless", ffn="gated_gelu", jitter=0.2, expert_dropout=0.3),
+    Variant(capacity="dropless", to_one_expert=True),  # all rows at one rank, none at the others
+    Variant(capacity="dropless", empty_rows=4, group_sequences=2, expert_dropout=0.3),
+    Variant(capacity="dropless", router="top_2", mode="eval"),
+    *(Variant(capacity="dropless", router=router, jitter=0.2) for router in ("top_2", "switch_max", "ntlb")),
+    Variant(mode="no_drop", router="top_2"),
 )
 
 

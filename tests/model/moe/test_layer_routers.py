@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,8 @@ from conf.routing.references import SEMANTICS
 from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
 from conf.schema import SemanticsName
-from model.moe.experts import ExpertBank
-from model.moe.layer import _evaluation_slots
-from model.moe.types import Routing
+from model.moe.layer import MoeLayer, _evaluation_slots
+from model.moe.types import LayerRouting, Routing
 from tests.model.moe.build import (
     BATCH,
     LENGTH,
@@ -84,38 +84,56 @@ def test_padding_in_front_of_a_token_takes_its_slot_where_the_semantics_routes_p
     assert bool(y[:, -1].any()) is skipped
 
 
-@pytest.mark.parametrize(("semantics", "router"), [pair for pair in PAIRS if not ROUTERS[pair[1]].experts_choose])
-def test_no_drop_works_on_rows_and_equals_buffers_with_a_slot_for_every_token(monkeypatch, semantics, router):
-    layer, (x, real, _) = build_layer(variant(semantics, router)), batch(Variant())
-    rows: list[int] = []
-    run = ExpertBank.sorted
-
-    def watched(bank: ExpertBank, rows_RD: torch.Tensor, counts_X: torch.Tensor) -> torch.Tensor:
-        rows.append(len(rows_RD))
-        assert counts_X.sum() == len(rows_RD)
-        return run(bank, rows_RD, counts_X)
-
-    monkeypatch.setattr(ExpertBank, "sorted", watched)
-    x, real = x[:2].clone().requires_grad_(), real[:2]
-    outcomes = []
-    for sorts in (True, False):
-        layer._sorts = sorts
-        y, routing = layer(x, real, mode="no_drop", noise=None)
-        outcomes.append((y, *torch.autograd.grad(y.sum(), (x, *layer.experts.parameters()))))
-    for ours, buffers in zip(*outcomes, strict=True):
-        torch.testing.assert_close(ours, buffers, rtol=1e-12, atol=1e-12)
-    # As many rows as kept choices, however many experts there are.
-    assert len(rows) == 1
-    assert int(routing.stats.kept_E.sum()) <= rows[0] <= real.numel() * layer.rules.choices
+TOKENS_CHOOSE = [pair for pair in PAIRS if not ROUTERS[pair[1]].experts_choose]
 
 
-@pytest.mark.parametrize("ffn", ["relu", "gated_gelu"])
-def test_grouped_products_of_cuda_are_those_expert_by_expert(ffn):
-    bank = layer_of(model_config(ffn, d_model=8, d_ff=16), moe_config(Variant())).experts
-    for parameter in bank.parameters():
-        torch.nn.init.normal_(parameter)
-    rows, counts = torch.randn(9, 8), torch.tensor([4, 0, 5, 0])
-    torch.testing.assert_close(bank._grouped(rows, counts), bank.sorted(rows, counts))
+@pytest.mark.parametrize("mode", ["train", "eval", "no_drop"])
+@pytest.mark.parametrize(("semantics", "router"), TOKENS_CHOOSE)
+def test_rows_without_bound_equal_buffers_with_a_slot_for_every_token(monkeypatch, semantics, router, mode):
+    """Outputs, losses and all gradients, in training with jitter; as many rows as choices, however many experts."""
+    layer = build_layer(variant(semantics, router, capacity="dropless", group_sequences=2, jitter=0.2))
+    x, real, cotangent = batch(Variant())
+    x = x.clone().requires_grad_()
+
+    def run() -> tuple[list[torch.Tensor], LayerRouting]:
+        y, routing = layer(x, real, mode=mode, noise=NOISE if mode == "train" else None)
+        loss = (y * cotangent).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum
+        return [y, loss, *torch.autograd.grad(loss, (x, *layer.parameters()))], routing
+
+    ours, routing = run()
+    monkeypatch.setattr(layer, "_through_rows", functools.partial(through_buffers, layer))
+    for value, want in zip(ours, run()[0], strict=True):
+        torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-12)
+    assert int(routing.stats.routed) == int(real.sum())
+    assert int(routing.stats.kept_E.sum()) <= int(routing.stats.slots) <= real.numel() * layer.rules.choices
+
+
+def through_buffers(layer: MoeLayer, x_GSD, gates_GSK, routing, noise, *, length) -> torch.Tensor:
+    return layer._through_buffers(x_GSD, gates_GSK, routing, noise, x_GSD.shape[1] // length)
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_dropless_is_a_capacity_that_no_expert_reaches(semantics):
+    x, real, _ = batch(Variant())
+    bounded = build_layer(variant(semantics, "switch", capacity_factor=8.0))
+    if semantics.startswith("hf"):
+        bounded.rules = replace(bounded.rules, capacity=replace(bounded.rules.capacity, minimum=LENGTH))
+    dropless = build_layer(variant(semantics, "switch", capacity="dropless"))
+    (y, routing), (want, bound) = (layer(x, real, mode="train", noise=NOISE) for layer in (dropless, bounded))
+    torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
+    assert torch.equal(routing.aux_loss, bound.aux_loss)
+
+
+def test_dropout_of_rows_is_that_of_each_choice_whatever_else_is_routed():
+    layer = build_layer(Variant(capacity="dropless", router="top_2", expert_dropout=0.5))
+    x, real, _ = batch(Variant())
+    whole, _ = layer(x, real, mode="train", noise=NOISE)
+    last = layer_noise(torch.arange(BATCH)[-2:])
+    torch.testing.assert_close(layer(x[-2:], real[-2:], mode="train", noise=last)[0], whole[-2:], rtol=1e-12, atol=0)
+    still, _ = layer(x, real, mode="train", noise=None)
+    other, _ = layer(x, real, mode="train", noise=layer_noise(torch.arange(BATCH), step=8))
+    assert not torch.allclose(whole, still)
+    assert not torch.allclose(whole, other)
 
 
 def test_no_drop_without_any_token_gives_zeros():

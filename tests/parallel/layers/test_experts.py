@@ -55,6 +55,44 @@ def test_local_round_trip_needs_no_process_group():
     assert torch.equal(MeshExchange(single_process()).to_experts(buffer_of(0)), rows)
 
 
+def uneven_round_trip(rank: int, world: int, ep: int, counts: list[list[int]]) -> None:
+    """Sorted rows of each rank, with two of dropped choices behind, some ranks without any or sending to one alone."""
+    mesh = init_groups(parallel_config(1, ep, 1))
+    exchange = build_exchange(mesh)
+    mine, local = counts[rank], E // ep
+    numbers = torch.tensor([10_000 * rank + 100 * e + n for e in range(E) for n in range(mine[e])] + [-1, -1])
+    sent = numbers.double().unsqueeze(1).expand(-1, D).clone().requires_grad_()
+    plan = exchange.plan_rows(torch.tensor(mine), rows=len(sent))
+    rows = exchange.rows_to_experts(sent, plan)
+    experts = range(mesh.ep.rank * local, (mesh.ep.rank + 1) * local)
+    want = [
+        10_000 * source + 100 * e + n for e in experts for source in mesh.ep.ranks for n in range(counts[source][e])
+    ]
+    assert plan.counts_X.tolist() == [sum(counts[source][e] for source in mesh.ep.ranks) for e in experts]
+    assert rows[: len(want), 0].tolist() == want
+    assert exchange.rows_to_experts(numbers, plan)[: len(want)].tolist() == want
+    back = exchange.rows_from_experts(rows, plan)
+    assert torch.equal(back[:-2], sent[:-2])
+    assert back.shape == sent.shape
+    weight = torch.rand(len(sent), D, dtype=torch.float64)
+    (back * weight)[:-2].sum().backward()
+    assert torch.equal(sent.grad[:-2], weight[:-2])
+
+
+@pytest.mark.parametrize(
+    ("ep", "counts"),
+    [
+        (1, [[1, 2, 0, 3]] * 2),
+        (2, [[1, 2, 0, 3], [4, 0, 2, 1]]),
+        (2, [[0, 0, 0, 0], [0, 0, 5, 1]]),
+        (2, [[0, 0, 0, 0], [0, 0, 0, 0]]),
+        (4, [[0, 7, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [3, 1, 1, 2]]),
+    ],
+)
+def test_sorted_rows_travel_and_come_back(ep, counts):
+    run_ranks(uneven_round_trip, len(counts), ep, counts)
+
+
 def expert_shards(rank: int, world: int) -> None:
     """etp = tp: what enters is whole on both ranks, its gradient is summed; what leaves is summed."""
     mesh = init_groups(parallel_config(2, 1, 2))

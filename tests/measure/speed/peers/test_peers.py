@@ -10,7 +10,7 @@ import torch
 
 from conf.compose import compose
 from conf.derived.estimate import count_params, flops_per_sequence, padded_vocab_size
-from conf.derived.groups import group_tokens, slots_per_token
+from conf.derived.groups import slots_per_token
 from conf.derived.layers import stacks
 from launch import cli
 from measure.speed import bench, layer, setup
@@ -47,7 +47,14 @@ def tiny(*more: str) -> Settings:
 
 
 @pytest.mark.parametrize(
-    "settings", [("moe=dense",), ("moe=dense", "model.ffn=gated_gelu", "model.tie_embeddings=false"), ()], ids=str
+    "settings",
+    [
+        ("moe=dense",),
+        ("moe=dense", "model.ffn=gated_gelu", "model.tie_embeddings=false"),
+        (),
+        ("moe.capacity=dropless",),
+    ],
+    ids=str,
 )
 def test_the_floor_has_the_products_of_the_step_and_the_slots_that_stay_empty(settings):
     cfg = tiny(*settings).cfg
@@ -56,7 +63,7 @@ def test_the_floor_has_the_products_of_the_step_and_the_slots_that_stay_empty(se
     for stack, plan in stacks(cfg.model, cfg.moe).items():
         sparse, length = sum(each.experts > 0 for each in plan), cfg.data.encoder_length
         tokens = cfg.train.global_batch * (length if stack == "encoder" else cfg.data.decoder_length)
-        spare = slots_per_token(cfg.moe, group_tokens(cfg, stack), train=True) - 1
+        spare = slots_per_token(cfg, stack, train=True) - 1
         empty += sparse * tokens * spare * 3 * 2 * 2 * cfg.model.d_model * cfg.model.d_ff
     assert counted == pytest.approx(flops_per_sequence(cfg) * cfg.train.global_batch + empty)
     floor_side(cfg, CPU).passes()

@@ -33,10 +33,14 @@ def test_other_spellings():
         tp=2, dp=1, ep=1, etp=1, zero=0, accumulation=4, recompute=False
     )  # fmt: skip
     assert read_keys("recompute")["recompute"] == 1
+    assert [read_keys(text)["compile"] for text in ("compile", "compile=model", "compile=off")] == [1, 2, 0]
+    assert complete(read_keys("compile=model"), ranks=1, own=OWN).compile == "model"
     assert read_keys("accumulation=2") == read_keys("accum=2")
 
 
-@pytest.mark.parametrize("text", ["pp=2", "tp=0", "tp=two", "zero=3", "recompute=maybe", "tp", "tp=-1"])
+@pytest.mark.parametrize(
+    "text", ["pp=2", "tp=0", "tp=two", "zero=3", "recompute=maybe", "compile=2", "compile=all", "tp", "tp=-1"]
+)
 def test_what_is_no_setting_is_refused(text):
     with pytest.raises(ConfigError, match="--layouts"):
         read_keys(text)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conf.routing.settings import moe_rules
 from conf.schema import MoeConfig
-from model.moe.gather import combine, dispatch, slot_index
+from model.moe.gather import buffer_index, combine, dispatch
 from tests.model.moe.routers import router_oracle as oracle
 from tests.model.moe.routers.call import route_tokens
 from tests.model.moe.routers.test_router import problem
@@ -124,7 +124,7 @@ def test_gradcheck_of_output_and_losses(name):
 
     def outcome(x, weight):
         out = run(name, x, real, weight, 3)
-        index = slot_index(out)
+        index = buffer_index(out)
         y = combine(dispatch(x, index) * values, out.gates_GSK, index)
         return y, out.aux_loss, out.z_sum
 
