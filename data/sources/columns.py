@@ -95,3 +95,5 @@ def _arrow_columns(path: Path, field: str) -> Iterator[pa.Array]:
 def _check_field(path: Path, field: str, names: list[str]) -> None:
     if field not in names:
         raise DataError(f"{path}: has no column {field!r} but {sorted(names)}; set data.text_field to one of them")
+    if (count := names.count(field)) > 1:
+        raise DataError(f"{path}: has {count} columns {field!r}; needs one: rename the others, or set data.text_field")
