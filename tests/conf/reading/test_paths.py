@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,15 @@ def test_what_training_would_refuse_is_refused_with_the_configuration(
     with pytest.raises(ConfigError, match=says) as caught:
         compose(overrides)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+@pytest.mark.usefixtures("tree")
+def test_a_file_is_held_out_under_none_of_its_names(make: Callable[[str, str], None]) -> None:
+    make("v/a.jsonl", "other.jsonl")
+    with pytest.raises(ConfigError, match="overlap") as caught:
+        compose(["data=text", "data.files=v/a.jsonl", "data.validation_files=other.jsonl"])
+    assert caught.value.got == "other.jsonl"
 
 
 @pytest.mark.usefixtures("tree")
