@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.safety.regular import open_regular
 from conf.safety.writing import append_to, write_whole
 
 
@@ -57,6 +58,6 @@ def sha256_bytes(content: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as handle:
+    """Hexadecimal sha256 of a file. Raises OSError as `open_regular`."""
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

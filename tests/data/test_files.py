@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf.errors import DataError
-from data.files import locked, write_atomic
+from data.files import locked, sha256_file, write_atomic
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
@@ -28,6 +29,12 @@ def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path: Path) -> Non
         locked(tmp_path / "file" / "l"),
     ):
         pass
+
+
+def test_a_pipe_has_no_checksum_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.tokens")
+    with pytest.raises(OSError, match="no regular file"):
+        sha256_file(tmp_path / "s.tokens")
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:
