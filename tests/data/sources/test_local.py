@@ -74,6 +74,28 @@ def twice() -> bytes:
     return sink.getvalue()
 
 
+def flipped(content: bytes, at: bytes) -> bytes:
+    place = content.rindex(at)
+    return content[:place] + bytes([content[place] ^ 0x80]) + content[place + 1 :]
+
+
+def checked_pages() -> bytes:
+    """A file whose pages carry checksums, which pyarrow heeds where it is told to."""
+    sink = io.BytesIO()
+    table = pa.table({"text": ["one", "two", "three"]})
+    pq.write_table(
+        table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+    return sink.getvalue()
+
+
+def arrow() -> bytes:
+    sink, table = io.BytesIO(), pa.table({"text": ["x"]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 def not_utf8(kind: str) -> bytes:
     """A column of texts of which the second is not UTF-8."""
     offsets, content = struct.pack("<4i", 0, 2, 4, 6), b"ok\xff\xffok"
@@ -154,6 +176,8 @@ CUT = gzip.compress(OK * 9_999, mtime=0)
         ("bj.jsonl", '{"text":"x"}'.encode("utf-16-be"), r"bj\.jsonl: .*begins as UTF-16BE does"),
         ("bm.json", '[{"text":"x"}]'.encode("utf-32-le"), r"bm\.json: .*begins as UTF-32LE does"),
         ("bn.txt", "ok".encode("utf-32-be"), r"bn\.txt: .*begins as UTF-32BE does"),
+        ("e1.parquet", checked_pages().replace(b"two", b"TWO"), r"e1\.parquet: cannot be read .*checksum.*; restore"),
+        ("n2.arrow", flipped(arrow(), b"text"), r"n2\.arrow: cannot be read as arrow \(.*utf-8.*\); restore"),
         ("e2.parquet", twice(), r"e2\.parquet: has 2 columns 'text'; needs one"),
         ("c.parquet", b"junk", r"c\.parquet: cannot be read .*; restore the file"),
         ("d.parquet", parquet(["x"] * 9)[:-20], r"d\.parquet: cannot be read .*; restore the file"),
