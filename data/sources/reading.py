@@ -63,7 +63,7 @@ def _text_rows(path: Path, handle: IO[bytes]) -> Iterator[Row]:
     if wrong is not None:
         yield DataError(
             f"{path}: cannot be read as UTF-8 text ({wrong}); convert it (for example `iconv -f latin1 -t utf-8`, or "
-            "-f utf-16), leave it out of data.files, or skip such files with data.bad_rows=skip"
+            "-f utf-16le), leave it out of data.files, or skip such files with data.bad_rows=skip"
         )
         return
     yield from split_text(text.replace("\r\n", "\n").replace("\r", "\n"))
