@@ -96,8 +96,8 @@ def held_out_files(files: Sequence[str], validation_files: Sequence[str]) -> tup
     """The files of `data.validation_files`. Raises `ConfigError` when one is in `data.files` too, also as a link."""
     held_out = text_files("data.validation_files", validation_files)
     names = (name for pattern in files for name in matching(pattern) if held_out)
-    trained = {_inode(name) for name in names if os.path.isfile(name)}
-    if both := [path for path in held_out if _inode(path) in trained]:
+    trained = {inode(name) for name in names if os.path.isfile(name)}
+    if both := [path for path in held_out if inode(path) in trained]:
         raise ConfigError(
             "data.validation_files",
             got=str(both[0]),
@@ -107,7 +107,8 @@ def held_out_files(files: Sequence[str], validation_files: Sequence[str]) -> tup
     return held_out
 
 
-def _inode(path: str | Path) -> tuple[int, int]:
+def inode(path: str | Path) -> tuple[int, int]:
+    """What a file is known by under each of its names."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 

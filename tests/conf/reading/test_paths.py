@@ -82,6 +82,17 @@ def test_a_file_is_held_out_under_none_of_its_names(make: Callable[[str, str], N
     assert caught.value.got == "other.jsonl"
 
 
+@pytest.mark.parametrize("again", ["v", "./v", "v/../v", "link"])
+@pytest.mark.usefixtures("tree")
+def test_a_directory_of_shards_is_named_once(again: str) -> None:
+    Path("v/index.json").write_text("{}")
+    os.symlink("v", "link")
+    assert compose(["data=shards", "data.files=v"]).data.files
+    with pytest.raises(ConfigError, match=r"needs each directory once: it is '.*v' as well") as caught:
+        compose(["data=shards", f"data.files=[v,{again}]"])
+    assert caught.value.field == "data.files"
+
+
 @pytest.mark.usefixtures("tree")
 def test_several_missing_files_are_told_together() -> None:
     with pytest.raises(ConfigErrors) as caught:
