@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.errors import DataError
+from conf.safety.regular import open_regular
 from conf.safety.writing import append_to, write_whole
+from data.notice import notice
+
+_QUIET_S = 1.0
 
 
 @contextmanager
@@ -28,11 +33,23 @@ def locked(path: Path) -> Iterator[None]:
             "a directory of yours"
         ) from error
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait_for(handle.fileno(), path)
         try:
             yield
         finally:
             fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _wait_for(handle: int, path: Path) -> None:
+    """Take the lock, and tell it where that takes longer than others need for what is there already."""
+    until = time.monotonic() + _QUIET_S
+    while time.monotonic() < until:
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    notice(f"{path}: another process holds this lock, and makes what is wanted here; waiting for it")
+    fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -57,6 +74,6 @@ def sha256_bytes(content: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as handle:
+    """Hexadecimal sha256 of a file. Raises OSError as `open_regular`."""
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

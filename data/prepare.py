@@ -37,7 +37,7 @@ from data.sources.finite import SPLITS, FiniteSource, cache_folder
 from data.sources.texts import skipped_note
 from data.streams.held_out import stream_validation
 from data.streams.stream_tokenizer import stream_tokenizer
-from data.text.scan import Scan, scan_source, tokenizer_for
+from data.text.scan import Scan, scan_source, scanned_documents, tokenizer_for
 from data.text.tokenizer import Tokenizer
 
 _MIN_SHARD_BYTES = 2 << 20
@@ -136,7 +136,7 @@ def _write_shards(
     total = scan.train_bytes + scan.validation_bytes
     shard_bytes = min(max(total // _SHARDS_WANTED, _MIN_SHARD_BYTES), _MAX_SHARD_BYTES)
     began, done, infos = time.monotonic(), 0, []
-    for info in _tokenize(folder, blocks_of(source, shard_bytes), tokenizer, workers):
+    for info in _tokenize(folder, blocks_of(scanned_documents(source, scan), shard_bytes), tokenizer, workers):
         infos.append(info)
         done += info.text_bytes
         rate = done / max(time.monotonic() - began, 1e-6) / 1e6

@@ -93,17 +93,24 @@ def _absence(pattern: str, names: Sequence[str]) -> str:
 
 
 def held_out_files(files: Sequence[str], validation_files: Sequence[str]) -> tuple[Path, ...]:
-    """The files of `data.validation_files`. Raises `ConfigError` when one of them is in `data.files` too."""
+    """The files of `data.validation_files`. Raises `ConfigError` when one is in `data.files` too, also as a link."""
     held_out = text_files("data.validation_files", validation_files)
-    both = sorted({str(path) for path in held_out} & {name for pattern in files for name in matching(pattern)})
-    if both:
+    names = (name for pattern in files for name in matching(pattern) if held_out)
+    trained = {inode(name) for name in names if os.path.isfile(name)}
+    if both := [path for path in held_out if inode(path) in trained]:
         raise ConfigError(
             "data.validation_files",
-            got=both[0],
+            got=str(both[0]),
             needs="files that are not in data.files: the splits must not overlap",
             hint="a narrower glob in data.files",
         )
     return held_out
+
+
+def inode(path: str | Path) -> tuple[int, int]:
+    """What a file is known by under each of its names."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def check_file(field: str, path: str, what: str) -> Iterator[ConfigError]:

@@ -57,17 +57,34 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
+class _Loader(yaml.BaseLoader):
+    """Texts, lists and mappings alone, of which no key is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping."""
+        seen = set[str]()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is given a second time")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_settings(path: Path) -> list[str]:
     """The overrides of a file. Raises `ConfigError` if it cannot be read as settings."""
     needs = "a YAML file of settings, e.g. `train.steps: 300`"
     try:
-        tree = yaml.load(read_yaml(path), yaml.BaseLoader)  # BaseLoader: texts, lists, mappings alone
+        tree = yaml.load(read_yaml(path), _Loader)
     except (OSError, yaml.YAMLError) as error:
         got = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(str(path), got=got, needs=needs) from None
     if tree and not isinstance(tree, Mapping):
         raise ConfigError(str(path), got=tree, needs=needs)
-    flat = dict(_leaves(tree or {}, ""))
+    flat: dict[str, Any] = {}
+    for field, value in _leaves(tree or {}, ""):
+        if field in flat:
+            raise ConfigError(f"{path}: {field}", got=value, needs=f"one value, and {flat[field]!r} stands there too")
+        flat[field] = value
     if KEY in flat:  # written by a run
         number = flat.pop(KEY)
         flat = renamed(flat, int(number) if number.isdecimal() else number, origin=str(path))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from conf.errors import ConfigError
-from conf.reading.paths import check_file, held_out_files, is_run, text_files, user_path
+from conf.reading.paths import check_file, held_out_files, inode, is_run, text_files, user_path
 from conf.schema import RawDataConfig, RawRunConfig
 from conf.sources import SHARDS_INDEX, SOURCES
 
@@ -36,8 +36,15 @@ def check_files(cfg: RawRunConfig) -> Problems:
 
 
 def _check_folders(data: RawDataConfig) -> Problems:
+    found: dict[tuple[int, int], str] = {}
     for name in data.files:
-        if not os.path.isfile(os.path.join(os.path.expanduser(name), SHARDS_INDEX)):
+        index = os.path.join(os.path.expanduser(name), SHARDS_INDEX)
+        if os.path.isfile(index):
+            if first := found.get(inode(index)):
+                needs = f"each directory once: it is {first!r} as well, and would be trained on twice"
+                yield ConfigError("data.files", got=name, needs=needs, hint="leaving it out")
+            found[inode(index)] = name
+        else:
             yield ConfigError(
                 "data.files",
                 got=name,

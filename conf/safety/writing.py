@@ -30,9 +30,11 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> N
                 file.flush()
                 os.fsync(handle)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # nobody knows the other name
         raise
 
 

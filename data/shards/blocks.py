@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from data.batch import UNK_ID
 from data.shards.shards import ShardInfo, finished_shard, text_sha256, token_dtype, write_shard
-from data.sources.finite import SPLITS, FiniteSource, Split
+from data.sources.finite import SPLITS, Document, Split
 from data.text.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 64
@@ -23,11 +23,11 @@ class Block(NamedTuple):
     texts: list[str]
 
 
-def blocks_of(source: FiniteSource, shard_bytes: int) -> Iterator[Block]:
+def blocks_of(documents: Iterable[Document], shard_bytes: int) -> Iterator[Block]:
     """Consecutive documents of each split in blocks of about `shard_bytes`; independent of the number of workers."""
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     sizes, numbers = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    for split, text in source.documents():
+    for split, text in documents:
         texts[split].append(text)
         sizes[split] += len(text.encode())
         if sizes[split] >= shard_bytes:

@@ -7,6 +7,7 @@ A directory holds `index.json`, `tokenizer.model` and for each shard `NAME.token
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +21,7 @@ from conf.errors import DataError
 from conf.safety.regular import read_regular
 from conf.sources import SHARDS_INDEX
 from data.files import sha256_bytes, sha256_file, write_atomic
-from data.sources.finite import Split
+from data.sources.finite import SPLITS, Split
 
 FORMAT = 3
 _READABLE = (1, 2, 3)  # 1: without a checksum of the index itself; 1, 2: characters were not counted
@@ -29,6 +30,8 @@ OFFSETS = "<i8"
 TOKENIZER_NAME = "tokenizer.model"
 _CHECKSUM = "sha256"  # of the other fields of the index
 SAMPLE = 8  # characters that are named where some are unknown
+_LIMIT = 1 << 62  # of numbers
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _AGAIN = "restore it, or run `pointsman prepare` again"
 _Record = TypeVar("_Record")
 
@@ -184,7 +187,22 @@ def read_index(folder: Path) -> ShardIndex:
         shards = [{**uncounted, **shard} if isinstance(shard, dict) else shard for shard in shards]
     raw["shards"] = tuple(_build(ShardInfo, shard, path) for shard in shards)
     raw["train_counts"] = tuple(counts)
-    return _build(ShardIndex, raw, path)
+    index = _build(ShardIndex, raw, path)
+    _check_content(index, path)
+    return index
+
+
+def _check_content(index: ShardIndex, path: Path) -> None:
+    """Its checksum says that it is as it was written, not by whom. Raises DataError."""
+    counts = index.train_counts
+    if len(counts) != index.pieces or not all(type(count) is int and 0 <= count < _LIMIT for count in counts):
+        raise DataError(f"{path}: train_counts are not {index.pieces} whole numbers, one for each piece; {_AGAIN}")
+    names = Counter(shard.name for shard in index.shards)
+    for shard in index.shards:
+        if not _NAME.fullmatch(shard.name) or names[shard.name] > 1:
+            raise DataError(f"{path}: {shard.name!r} is no name of one shard beside it; {_AGAIN}")
+        if shard.split not in SPLITS:
+            raise DataError(f"{path}: {shard.name} is of split {shard.split!r}, not of {' or '.join(SPLITS)}; {_AGAIN}")
 
 
 class ShardReader:
@@ -228,4 +246,6 @@ def _build(kind: type[_Record], raw: Any, path: Path) -> _Record:
     for name, annotation in wanted.items():
         if annotation in ("int", "str") and type(raw[name]).__name__ != annotation:
             raise DataError(f"{path}: {name} is {raw[name]!r}, not of type {annotation}; {_AGAIN}")
+        if annotation == "int" and not 0 <= raw[name] < _LIMIT:
+            raise DataError(f"{path}: {name} is {raw[name]}, not at least 0; {_AGAIN}")
     return kind(**raw)

@@ -77,7 +77,7 @@ def _memory(path: Path) -> Iterator[dict[str, _State]]:
     with locked(path.with_suffix(".lock")):
         try:
             read = json.loads(read_regular(path))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             read = None
         before = read if isinstance(read, dict) else {}
         seen = dict(before)

@@ -30,7 +30,7 @@ def column_rows(path: Path, field: str, kind: Literal["parquet", "arrow"]) -> It
             for value in _values(column):
                 row += 1
                 yield _row(value, field, f"{path}: row {row}")
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter of the names of columns
         on = f" on after row {row}" if row else ""
         raise DataError(f"{path}: cannot be read{on} as {kind} ({error}); {FILE_FIX}") from error
 
@@ -65,7 +65,7 @@ def _values(column: Any) -> Iterator[object]:
 def _parquet_columns(path: Path, field: str) -> Iterator[pa.Array]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         _check_field(path, field, file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
             yield batch.column(0)
@@ -95,3 +95,5 @@ def _arrow_columns(path: Path, field: str) -> Iterator[pa.Array]:
 def _check_field(path: Path, field: str, names: list[str]) -> None:
     if field not in names:
         raise DataError(f"{path}: has no column {field!r} but {sorted(names)}; set data.text_field to one of them")
+    if (count := names.count(field)) > 1:
+        raise DataError(f"{path}: has {count} columns {field!r}; needs one: rename the others, or set data.text_field")

@@ -57,10 +57,13 @@ def _text_rows(path: Path, handle: IO[bytes]) -> Iterator[Row]:
     check_mark(path, content)
     try:
         text = content.decode().removeprefix(MARK)
+        wrong = f"byte 0x00 at position {content.index(0) + 1} is no text" if b"\0" in content else None
     except UnicodeDecodeError as error:
+        text, wrong = "", not_utf8(error)
+    if wrong is not None:
         yield DataError(
-            f"{path}: cannot be read as UTF-8 text ({not_utf8(error)}); convert it (for example `iconv -f latin1 -t "
-            "utf-8`), leave it out of data.files, or skip such files with data.bad_rows=skip"
+            f"{path}: cannot be read as UTF-8 text ({wrong}); convert it (for example `iconv -f latin1 -t utf-8`, or "
+            "-f utf-16le), leave it out of data.files, or skip such files with data.bad_rows=skip"
         )
         return
     yield from split_text(text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -57,10 +57,13 @@ def skipped_note(count: int, first: str) -> str:
 
 
 def file_states(paths: Sequence[Path], *, root: Path | None = None) -> list[list[str | int]]:
-    """Name (below `root`, else absolute), size and time of each file: what changes when its content does."""
+    """Name (below `root`, else absolute), size and times of each file: what changes when its content does.
+
+    The time of its last change as well, which nobody can set: a file that is put in another's place may keep the other.
+    """
     states: list[list[str | int]] = []
     for path in paths:
         found = path.stat()
         name = path.relative_to(root) if root else path.resolve()
-        states.append([str(name), found.st_size, found.st_mtime_ns])
+        states.append([str(name), found.st_size, found.st_mtime_ns, found.st_ctime_ns])
     return states

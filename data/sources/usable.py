@@ -10,17 +10,28 @@ from conf.errors import DataError
 MARK = "\ufeff"
 ROW_FIX = "fix or delete the row, or skip such rows with data.bad_rows=skip"
 FILE_FIX = "restore the file or leave it out of data.files"
-_OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # UTF-32's begins as the first of them
+_OTHER_MARKS = {  # UTF-32's before the one of UTF-16 that it begins with
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# Which of the first four bytes are 0 where the first two characters are of one byte in UTF-8.
+_UNMARKED = {"x0x0": "UTF-16LE", "0x0x": "UTF-16BE", "x000": "UTF-32LE", "000x": "UTF-32BE"}
 
 
 def check_mark(path: Path, start: bytes) -> None:
-    """Raise `DataError` when a file begins as one of another encoding does."""
-    for mark, name in _OTHER_MARKS.items():
-        if start.startswith(mark):
-            raise DataError(
-                f"{path}: cannot be read as UTF-8 text (it begins with the byte order mark of {name}); convert it with "
-                f"`iconv -f {name} -t UTF-8` or leave it out of data.files"
-            )
+    """Raise `DataError` when a file begins as one of another encoding does, with its byte order mark or without."""
+    found = next(
+        ((f"with the byte order mark of {n}", n) for m, n in _OTHER_MARKS.items() if start.startswith(m)), None
+    )
+    if found is None and (name := _UNMARKED.get("".join("x" if byte else "0" for byte in start[:4]))):
+        found = f"as {name} does", name
+    if found is not None:
+        raise DataError(
+            f"{path}: cannot be read as UTF-8 text (it begins {found[0]}); convert it with `iconv -f {found[1]} -t "
+            "UTF-8` or leave it out of data.files"
+        )
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:

@@ -13,7 +13,7 @@ from conf.schema import DataConfig
 from data.cache import cached
 from data.files import sha256_bytes
 from data.notice import Progress
-from data.sources.finite import FiniteSource, cache_folder
+from data.sources.finite import Document, FiniteSource, cache_folder
 from data.sources.texts import BadRows, skipped_note
 from data.text.tokenizer import Tokenizer
 from data.text.train_tokenizer import TRAINER_VERSION, sample_lines, text_lines, train_tokenizer
@@ -59,14 +59,11 @@ def _scan(source: FiniteSource, bad: BadRows) -> Scan:
     whole, train = hashlib.sha256(), hashlib.sha256()
     documents, sizes, lines = {"train": 0, "validation": 0}, {"train": 0, "validation": 0}, 0
     for split, text in source.documents(bad):
-        content = text.encode()
-        header = f"{split}:{len(content)}:".encode()
-        whole.update(header)
+        content = _hashed(Document(split, text))
         whole.update(content)
         documents[split] += 1
-        sizes[split] += len(content)
+        sizes[split] += len(text.encode())
         if split == "train":
-            train.update(header)
             train.update(content)
             lines += sum(1 for _ in text_lines((text,)))
     return Scan(
@@ -82,13 +79,32 @@ def _scan(source: FiniteSource, bad: BadRows) -> Scan:
     )
 
 
+def _hashed(document: Document) -> bytes:
+    """A document as it goes into the fingerprints."""
+    content = document.text.encode()
+    return f"{document.split}:{len(content)}:".encode() + content
+
+
+def scanned_documents(source: FiniteSource, scan: Scan) -> Iterator[Document]:
+    """The documents of `source` once more. Raises DataError at their end when they are not those that were scanned."""
+    whole = hashlib.sha256()
+    for document in source.documents():
+        whole.update(_hashed(document))
+        yield document
+    if whole.hexdigest() != scan.fingerprint:
+        raise DataError(
+            f"data={source.name}: the text was changed while it was prepared, so nothing was made of it; start again "
+            "when data.files are no longer written to, or give a copy of them"
+        )
+
+
 def tokenizer_for(source: FiniteSource, scan: Scan, data: DataConfig, *, progress: Progress) -> Tokenizer:
     """The tokenizer of `data.tokenizer`, or one trained on the training split and cached."""
     wanted = min(scan.train_lines, data.tokenizer_lines)
 
     def lines() -> Iterator[str]:
         progress(f"training a tokenizer of {data.tokenizer_vocab} pieces on {wanted} lines")
-        train = (text for split, text in source.documents() if split == "train")
+        train = (text for split, text in scanned_documents(source, scan) if split == "train")
         return sample_lines(text_lines(train), total=scan.train_lines, wanted=wanted)
 
     return tokenizer_of(scan.train_fingerprint, data, lines)

@@ -36,7 +36,7 @@ def sample_lines(lines: Iterable[str], *, total: int, wanted: int) -> Iterator[s
     chosen = np.zeros(total, dtype=bool)
     chosen[permute(np.arange(wanted), total, _SAMPLE_KEY)] = True
     for number, line in enumerate(lines):
-        if chosen[number]:
+        if number < total and chosen[number]:  # whoever gives more tells it at their end
             yield line
 
 
@@ -51,12 +51,12 @@ def train_tokenizer(
 
     Raises DataError when the text supports no such model, with a number of pieces that it does support.
     """
-    model = io.BytesIO()
+    model, faults = io.BytesIO(), list[DataError]()
     # Only where it is wanted: a model file says what its trainer was told, and equal text gives equal bytes.
     fallback: dict[str, Any] = {"byte_fallback": True} if byte_fallback else {}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=_noting(lines, faults),
             model_writer=model,
             model_type="unigram",
             vocab_size=pieces,
@@ -77,8 +77,17 @@ def train_tokenizer(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise _explain(error, pieces) from error
+        raise (faults[0] if faults else _explain(error, pieces)) from error
     return model.getvalue()
+
+
+def _noting(lines: Iterable[str], faults: list[DataError]) -> Iterator[str]:
+    """`lines`, whose error the trainer would give as one of its own."""
+    try:
+        yield from lines
+    except DataError as error:
+        faults.append(error)
+        raise
 
 
 def _explain(error: Exception, pieces: int) -> DataError:

@@ -6,6 +6,7 @@ name; what does not is ignored.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ _SAME = {name: ours for ours, name in _ACTIVATIONS.items()} | {
     "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu_python": "gelu_erf", "swish": "silu",
 }  # fmt: skip
 _GATED = "gated_"
+_LARGEST_FACTOR = 1e15  # its square is model.init_scale, which may be 1e30
 _STACK_PREFIX: dict[Stack, str] = {"encoder": "", "decoder": "decoder_"}
 # Values that the model's arithmetic is written for; another one would silently change what it computes.
 _FIXED: tuple[tuple[str, Any], ...] = (
@@ -99,8 +101,8 @@ def read_config(folder: Path) -> HfConfig:
     _check_fixed(path, document, _FIXED + (_FIXED_ROUTER if kind == "switch_transformers" else ()))
     dropout = sizes["dropout"]
     factor = float(_value(path, document, "initializer_factor", float, 1.0))
-    if factor < 0:
-        raise ConfigError(f"{path}: initializer_factor", got=factor, needs="a number above 0")
+    if not 0 <= factor <= _LARGEST_FACTOR:
+        raise ConfigError(f"{path}: initializer_factor", got=factor, needs=f"a number from 0 to {_LARGEST_FACTOR:g}")
     model = {
         **sizes,
         "num_decoder_layers": decoder,
@@ -173,7 +175,7 @@ def _value(path: Path, document: dict[str, Any], key: str, wanted: type, usual: 
         if usual is None and wanted is not bool:
             raise ConfigError(f"{path}: {key}", got="nothing", needs=f"a number: {key} of the model")
         return usual
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) < sys.float_info.max:
         value = float(value)
     if type(value) is not wanted:
         raise ConfigError(f"{path}: {key}", got=value, needs=f"a {wanted.__name__}")
@@ -205,7 +207,7 @@ def _ffn(path: Path, document: dict[str, Any], model_type: str) -> Ffn:
         gated = _value(path, document, "is_gated_act", bool, bool(gate))
         key = "feed_forward_proj" if document.get("dense_act_fn") is None else "dense_act_fn"
         activation = document.get("dense_act_fn") or activation
-    if activation not in _SAME:
+    if not isinstance(activation, str) or activation not in _SAME:
         raise ConfigError(f"{path}: {key}", got=activation, needs=f"an activation of {', '.join(_SAME)}")
     return cast(Ffn, _GATED * gated + _SAME[activation])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # fp32 holds every value of each of them
 _SAFE_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_REFUSAL = "WeightsUnpickler error"  # begins the line with what torch refuses, below advice to execute it nonetheless
 _CHECKSUM = "sha256"  # in the metadata of a file that carries its own
 SHARD_BYTES = 5_000_000_000  # as transformers' default
 
@@ -101,7 +102,7 @@ class TensorFolder:
 
 def _locate(folder: Path) -> tuple[str, dict[str, frozenset[str] | None]]:
     """("safetensors" or "bin", file -> tensors its index promises; None: no index), in the library's own order."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(
             f"{folder}: is not a folder; give one with {SAFE} and config.json in it, or org/name of the hub"
         )
@@ -128,7 +129,7 @@ def _read_index(folder: Path, name: str) -> dict[str, frozenset[str] | None]:
         if file != Path(file).name or "\\" in file or file in ("", ".", ".."):
             raise CheckpointError(f"{path}: {tensor} is said to be in {file!r}, outside the folder; nothing was read")
         files.setdefault(file, set()).add(tensor)
-    if missing := sorted(file for file in files if not (folder / file).is_file()):
+    if missing := sorted(file for file in files if not os.path.isfile(folder / file)):
         raise CheckpointError(f"{path}: {len(missing)} of {len(files)} shards are missing: {_some(missing)}")
     return {file: frozenset(tensors) for file, tensors in sorted(files.items())}
 
@@ -239,8 +240,9 @@ class _BinFile(_TensorFile):
     def __init__(self, path: Path) -> None:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # a damaged pickle fails in whatever way its bytes say
+            lines = str(error).splitlines() or [type(error).__name__]
+            reason = next((line.strip() for line in lines if _REFUSAL in line), lines[0])
             raise CheckpointError(
                 f"{path}: cannot be read as weights alone ({reason}); it is cut short, or holds more than tensors, "
                 "which is never executed. Save it as safetensors where you trust it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")  # fetched whe
 
 def is_repository(name: str) -> bool:
     """Whether `name` has the form org/name and is nothing on this machine."""
-    return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    return _REPOSITORY.fullmatch(name) is not None and not os.path.exists(name)
 
 
 def download(repository: str, *, revision: str | None = None) -> Path:

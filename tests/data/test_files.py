@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from conf.errors import DataError
-from data.files import locked, write_atomic
+from data import files
+from data.files import locked, sha256_file, write_atomic
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
@@ -28,6 +32,34 @@ def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path: Path) -> Non
         locked(tmp_path / "file" / "l"),
     ):
         pass
+
+
+def test_who_waits_for_a_lock_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_QUIET_S", 0.05)
+    path, told = tmp_path / "l", ""
+    with ThreadPoolExecutor() as pool:
+
+        def wait() -> bool:
+            with locked(path):
+                return True
+
+        with locked(path):
+            waiting = pool.submit(wait)
+            until = time.monotonic() + 10
+            while not told and time.monotonic() < until:
+                time.sleep(0.02)
+                told = capsys.readouterr().err
+            assert not waiting.done()
+        assert waiting.result(timeout=10)
+    assert told == f"note: {path}: another process holds this lock, and makes what is wanted here; waiting for it\n"
+
+
+def test_a_pipe_has_no_checksum_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.tokens")
+    with pytest.raises(OSError, match="no regular file"):
+        sha256_file(tmp_path / "s.tokens")
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:

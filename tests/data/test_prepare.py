@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,40 @@ def test_changed_text_is_noticed(tmp_path: Path) -> None:
     after = open_corpus(cfg)
     assert after.fingerprint["data"] != before["data"]
     assert after.documents("train") + after.documents("validation") == 70
+
+
+def test_another_file_of_the_same_size_and_time_is_noticed(tmp_path: Path) -> None:
+    cfg = text_config(tmp_path)
+    before = open_corpus(cfg).fingerprint
+    path = tmp_path / "corpus.jsonl"
+    times = path.stat()
+    path.write_text(path.read_text().replace("cat", "dog"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert open_corpus(cfg).fingerprint["data"] != before["data"]
+
+
+@pytest.mark.parametrize("then", ["scan_source", "tokenizer_for"])
+@pytest.mark.parametrize("documents", [20, 100])
+def test_text_that_changes_meanwhile_is_refused_and_nothing_is_kept_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, documents: int
+) -> None:
+    cfg = text_config(tmp_path, "data.tokenizer_lines=200")
+    path = tmp_path / "corpus.jsonl"
+    whole, step = path.read_bytes(), getattr(prepare, then)
+
+    def changing(*given: Any, **named: Any) -> Any:
+        done = step(*given, **named)
+        write_jsonl(path, [sentences(5, seed=n) for n in range(documents)])
+        return done
+
+    monkeypatch.setattr(prepare, then, changing)
+    with pytest.raises(DataError, match="data=text: the text was changed while it was prepared"):
+        prepare_data(cfg)
+    monkeypatch.undo()
+    assert not list((tmp_path / "cache").rglob("index.json"))
+    path.write_bytes(whole)
+    corpus = open_corpus(cfg)
+    assert corpus.documents("train") + corpus.documents("validation") == 60
 
 
 def test_killed_while_writing_it_resumes(tmp_path: Path) -> None:

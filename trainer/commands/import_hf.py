@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conf.errors import CheckpointError, ConfigError, ConfigErrors
+from conf.reading.paths import is_there
 from conf.safety import shell
 from conf.safety.writing import write_whole
 from launch.commands.kinds import define
@@ -71,7 +73,7 @@ def command(
         print(f"{repository}: commit {folder.name}")
     elif revision is not None:
         raise ConfigError("--revision", got=revision, needs=f"org/name of the hub, and {folder} is none")
-    elif not folder.is_dir():
+    elif not os.path.isdir(folder):
         needs = "a folder with config.json and tensors, or org/name of the hub"
         raise ConfigError("DIR", got=repository, needs=needs, hint="google/switch-base-8, if that is what is meant")
     import_run(folder, overrides=overrides, name=name, runs_dir=runs_dir, tokenizer=tokenizer)
@@ -80,7 +82,7 @@ def command(
 
 def check_new(root: Path) -> None:
     """Raise ConfigError if there is a run already."""
-    if root.exists():
+    if is_there(root):
         hint = shell.line(["--name", f"{root.name}-imported"])
         raise ConfigError("--name", got=str(root), needs="a run that does not exist yet", hint=hint)
 
@@ -179,10 +181,10 @@ def _data_settings(vocab_size: int, sentinels: int | None) -> tuple[str, ...]:
 def find_tokenizer(folder: Path, given: Path | None) -> Path | None:
     """The sentencepiece model to take along."""
     if given is not None:
-        if not given.is_file():
+        if not os.path.isfile(given):
             raise ConfigError("--tokenizer", got=str(given), needs="a sentencepiece .model file")
         return given
-    return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in TOKENIZER_FILES if os.path.isfile(folder / name)), None)
 
 
 def known_sentinels(folder: Path, tokenizer: Path | None) -> int | None:
@@ -193,7 +195,7 @@ def known_sentinels(folder: Path, tokenizer: Path | None) -> int | None:
     if tokenizer is not None and (own := SentencePieceModel(tokenizer.read_bytes(), str(tokenizer)).sentinels):
         return len(own)
     settings = folder / TOKENIZER_SETTINGS
-    added = read_json(settings).get("extra_ids") if settings.is_file() else None
+    added = read_json(settings).get("extra_ids") if os.path.isfile(settings) else None
     return added if type(added) is int and added > 0 else None
 
 

@@ -54,6 +54,10 @@ def _lines(file: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         got = str(file) if file else "standard input"
         raise ConfigError("--file", got=got, needs=f"readable UTF-8 text ({error})", hint="another file") from error
+    if "\0" in content:
+        got = str(file) if file else "standard input"
+        needs = f"UTF-8 text (byte 0x00 at character {content.index(chr(0)) + 1} is no text)"
+        raise ConfigError("--file", got=got, needs=needs, hint="`iconv -f UTF-16LE -t UTF-8`, if it is that")
     content = content.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not (lines := [line for line in content.split("\n") if line.strip()]):
         raise ConfigError("TEXT", got="nothing", needs="at least one line of text", hint="'The <mask> sat on the mat'")

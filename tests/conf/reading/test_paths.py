@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,26 @@ def test_what_training_would_refuse_is_refused_with_the_configuration(
     with pytest.raises(ConfigError, match=says) as caught:
         compose(overrides)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+@pytest.mark.usefixtures("tree")
+def test_a_file_is_held_out_under_none_of_its_names(make: Callable[[str, str], None]) -> None:
+    make("v/a.jsonl", "other.jsonl")
+    with pytest.raises(ConfigError, match="overlap") as caught:
+        compose(["data=text", "data.files=v/a.jsonl", "data.validation_files=other.jsonl"])
+    assert caught.value.got == "other.jsonl"
+
+
+@pytest.mark.parametrize("again", ["v", "./v", "v/../v", "link"])
+@pytest.mark.usefixtures("tree")
+def test_a_directory_of_shards_is_named_once(again: str) -> None:
+    Path("v/index.json").write_text("{}")
+    os.symlink("v", "link")
+    assert compose(["data=shards", "data.files=v"]).data.files
+    with pytest.raises(ConfigError, match=r"needs each directory once: it is '.*v' as well") as caught:
+        compose(["data=shards", f"data.files=[v,{again}]"])
+    assert caught.value.field == "data.files"
 
 
 @pytest.mark.usefixtures("tree")

@@ -54,6 +54,9 @@ def test_a_group_that_is_typed_again_replaces_the_file_s(tmp_path):
         ("!!python/object/apply:os.system ['true']", "mine.yaml", "a YAML file of settings"),
         (f"format: {FORMAT + 1}", "mine.yaml", f"format {FORMAT} or older"),
         ("train.steps: [1, 2]", "train.steps", "whole number"),
+        ("seed: 1\nname: x\nseed: 2", "mine.yaml", "line 3: seed is given a second time"),
+        ("train: {steps: 1, steps: 2}", "mine.yaml", "line 1: steps is given a second time"),
+        ("train.steps: 1\ntrain: {steps: 2}", "train.steps", "got '2'; needs one value, and '1' stands there too"),
     ],
 )
 def test_a_file_is_checked_as_typed_words_are(tmp_path, content, field, says):

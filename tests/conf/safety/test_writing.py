@@ -28,6 +28,14 @@ def test_a_file_has_its_old_or_its_new_content(tmp_path: Path, monkeypatch: pyte
     assert file.read_bytes() == b"new"
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_whole(tmp_path / "a", "new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_only_whole_shards_of_the_same_text_count_as_finished(tmp_path: Path, re
 def some_index(tmp_path: Path) -> ShardIndex:
     info = write_shard(tmp_path, "s", "train", DOCUMENTS, pieces=100, text=TEXT, unknown=Counter("bdb"))
     return ShardIndex(
-        format=3, tokenizer="t", source="x", pieces=100, dtype="uint16", shards=(info,), train_counts=(1, 2)
+        format=3, tokenizer="t", source="x", pieces=100, dtype="uint16", shards=(info,), train_counts=tuple(range(100))
     )
 
 
@@ -107,6 +108,38 @@ def test_an_index_of_the_first_format_is_read(tmp_path: Path) -> None:
         (tmp_path / "index.json").write_text(json.dumps({**tree, **wrong}))
         with pytest.raises(DataError, match=r"index\.json: "):
             read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train_counts": []}, "train_counts are not 100 whole numbers"),
+        ({"train_counts": [1] * 101}, "train_counts are not"),
+        *(({"train_counts": [wrong] * 100}, "train_counts are not") for wrong in ("a", 1.5, -1, None, [1], 1 << 63)),
+        ({"pieces": 1 << 90}, "pieces is 1237940039285380274899124224"),
+        *(
+            ({"name": wrong}, "is no name of one shard")
+            for wrong in ("../s", "/s", "", "a\0", "\ud800", "s" * 999, "s\n")
+        ),
+        *(({"split": wrong}, "s is of split") for wrong in ("test", 3, [])),
+        ({"documents": -1}, "documents is -1, not at least 0"),
+        ({"unknown": -1}, "unknown is -1"),
+    ],
+)
+def test_what_an_index_says_is_checked_whoever_wrote_it(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    index = some_index(tmp_path)
+    ours = {name: value for name, value in change.items() if hasattr(index, name)}
+    shard = dataclasses.replace(index.shards[0], **{name: v for name, v in change.items() if name not in ours})
+    write_index(tmp_path, dataclasses.replace(index, shards=(shard,), **ours), b"model")
+    with pytest.raises(DataError, match=rf"index\.json: .*{says}.* `pointsman prepare` again"):
+        read_index(tmp_path)
+
+
+def test_a_shard_is_in_an_index_once(tmp_path: Path) -> None:
+    index = some_index(tmp_path)
+    write_index(tmp_path, dataclasses.replace(index, shards=index.shards * 2), b"model")
+    with pytest.raises(DataError, match=r"'s' is no name of one shard"):
+        read_index(tmp_path)
 
 
 def test_a_folder_without_index_says_what_to_do(tmp_path: Path) -> None:

@@ -104,10 +104,11 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, prepared: Path, mo
     os.utime(next(prepared.glob("train-*.tokens")))
     assert find_faults(prepared, index, data, silent) == []
     assert len(read) == 5
-    for memory in (tmp_path / "cache" / "verified").glob("*.json"):
-        memory.write_bytes(b"{")
-    assert find_faults(prepared, index, data, silent) == []
-    assert len(read) == 9, "a damaged memory is no memory"
+    (memory,) = (tmp_path / "cache" / "verified").glob("*.json")
+    for times, damage in enumerate((b"{", b"[" * 100_000, b"[]"), 1):
+        memory.write_bytes(damage)
+        assert find_faults(prepared, index, data, silent) == []
+        assert len(read) == 5 + 4 * times, "a damaged memory is no memory"
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, prepared: Path) -> None:

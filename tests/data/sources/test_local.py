@@ -67,6 +67,35 @@ def parquet(values: list[object], kind: pa.DataType | None = None) -> bytes:
     return sink.getvalue()
 
 
+def twice() -> bytes:
+    """Two columns of one name."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), sink)
+    return sink.getvalue()
+
+
+def flipped(content: bytes, at: bytes) -> bytes:
+    place = content.rindex(at)
+    return content[:place] + bytes([content[place] ^ 0x80]) + content[place + 1 :]
+
+
+def checked_pages() -> bytes:
+    """A file whose pages carry checksums, which pyarrow heeds where it is told to."""
+    sink = io.BytesIO()
+    table = pa.table({"text": ["one", "two", "three"]})
+    pq.write_table(
+        table, sink, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+    return sink.getvalue()
+
+
+def arrow() -> bytes:
+    sink, table = io.BytesIO(), pa.table({"text": ["x"]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 def not_utf8(kind: str) -> bytes:
     """A column of texts of which the second is not UTF-8."""
     offsets, content = struct.pack("<4i", 0, 2, 4, 6), b"ok\xff\xffok"
@@ -104,6 +133,11 @@ BAD_ROWS = [
     ("p.parquet", not_utf8("parquet"), r"p\.parquet: row 2: byte 0xff at position 1 is not UTF-8"),
     ("q.arrow", not_utf8("arrow"), r"q\.arrow: row 2: byte 0xff at position 1 is not UTF-8"),
     ("r.txt", b"\xff\xff", r"r\.txt: cannot be read as UTF-8 text \(byte 0xff at position 1"),
+    (
+        "s.txt",
+        "\u0414\u0430 \u043d\u0435\u0442".encode("utf-16-le"),
+        r"s\.txt: .* \(byte 0x00 at position 6 is no text\); convert",
+    ),
 ]
 
 
@@ -128,6 +162,23 @@ CUT = gzip.compress(OK * 9_999, mtime=0)
     [
         ("a.txt", b"\xff\xfex\0", r"a\.txt: .* byte order mark of UTF-16"),
         ("b.jsonl", '{"text":"x"}'.encode("utf-16"), r"b\.jsonl: .* byte order mark of UTF-16"),
+        (
+            "b4.txt",
+            "ok".encode("utf-32"),
+            r"b4\.txt: .* byte order mark of UTF-32\); convert it with `iconv -f UTF-32 ",
+        ),
+        ("bb.txt", b"\0\0\xfe\xff\0\0\0x", r"bb\.txt: .* byte order mark of UTF-32"),
+        (
+            "bl.txt",
+            "ok".encode("utf-16-le"),
+            r"bl\.txt: .*begins as UTF-16LE does\); convert it with `iconv -f UTF-16LE ",
+        ),
+        ("bj.jsonl", '{"text":"x"}'.encode("utf-16-be"), r"bj\.jsonl: .*begins as UTF-16BE does"),
+        ("bm.json", '[{"text":"x"}]'.encode("utf-32-le"), r"bm\.json: .*begins as UTF-32LE does"),
+        ("bn.txt", "ok".encode("utf-32-be"), r"bn\.txt: .*begins as UTF-32BE does"),
+        ("e1.parquet", checked_pages().replace(b"two", b"TWO"), r"e1\.parquet: cannot be read .*checksum.*; restore"),
+        ("n2.arrow", flipped(arrow(), b"text"), r"n2\.arrow: cannot be read as arrow \(.*utf-8.*\); restore"),
+        ("e2.parquet", twice(), r"e2\.parquet: has 2 columns 'text'; needs one"),
         ("c.parquet", b"junk", r"c\.parquet: cannot be read .*; restore the file"),
         ("d.parquet", parquet(["x"] * 9)[:-20], r"d\.parquet: cannot be read .*; restore the file"),
         ("e.parquet", parquet(["x"]).replace(b"text", b"body"), r"no column 'text' but \['body', 'n'\]"),

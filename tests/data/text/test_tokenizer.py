@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import pytest
 import sentencepiece
@@ -73,6 +74,15 @@ def test_a_number_of_pieces_that_cannot_be_comes_with_one_that_can(pieces: int, 
         train(pieces)
     number = int(str(error.value).partition("try data.tokenizer_vocab=")[2].split()[0])
     assert Tokenizer(train(number), sentinels=0, origin="x").pieces == number
+
+
+def test_a_fault_of_the_text_is_told_in_its_own_words() -> None:
+    def lines() -> Iterator[str]:
+        yield "some text"
+        raise DataError("a.jsonl: row 2: bad")
+
+    with pytest.raises(DataError, match=r"^a\.jsonl: row 2: bad$"):
+        train_tokenizer(lines(), pieces=20)
 
 
 def test_text_of_blank_lines_alone_is_named() -> None:

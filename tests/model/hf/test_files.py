@@ -44,6 +44,13 @@ def test_half_precision_is_read_as_it_is(tmp_path: Path, dtype: torch.dtype) -> 
     assert folder.read("a").dtype == dtype
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_a_shard_whose_name_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
+    index(tmp_path, {"a": name})
+    with pytest.raises(CheckpointError, match="1 of 1 shards are missing"):
+        TensorFolder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""])
 def test_an_index_cannot_name_files_outside_the_folder(tmp_path: Path, name: str) -> None:
     save_file(VALUES, tmp_path / "outside.safetensors")
@@ -108,6 +115,10 @@ def test_pickled_files_are_read_as_weights_alone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="never executed"):
         TensorFolder(tmp_path)
     assert not (tmp_path / "executed").exists()
+    for content in (b"\x80\x02.", b"\x80\x02(t.", b"cbuiltins\neval\n."):
+        (tmp_path / BIN).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"as weights alone \((?!.*`weights_only`)"):
+            TensorFolder(tmp_path)
     torch.save({"a": 3}, tmp_path / BIN)
     with pytest.raises(CheckpointError, match="a are no tensors"):
         TensorFolder(tmp_path)

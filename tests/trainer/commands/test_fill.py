@@ -34,6 +34,10 @@ def test_nothing_to_read_is_refused(tmp_path, monkeypatch):
     latin.write_bytes(b"caf\xe9 <mask>")
     with pytest.raises(ConfigError, match="UTF-8"):
         read_texts([], latin)
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):
+        latin.write_bytes("a <mask>".encode(encoding))
+        with pytest.raises(ConfigError, match=r"--file: .*byte 0x00 at character \d is no text"):
+            read_texts([], latin)
     with pytest.raises(ConfigError, match="UTF-8"):
         read_texts(["caf\udce9 <mask>"], None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_half_precision_weights_come_back_as_they_were(tmp_path: Path) -> None:
         ({"encoder_sparse_step": -1}, "encoder_sparse_step"),
         ({"architectures": 5}, "architectures"),
         ({"tie_word_embeddings": None}, "tie_word_embeddings"),
-        ({"initializer_factor": -1.0}, "initializer_factor"),
+        *(({"initializer_factor": x}, r"initializer_factor: got .*from 0 to 1e\+15") for x in (-1.0, 1e308, math.inf)),
+        ({"layer_norm_epsilon": 10**400}, r"layer_norm_epsilon: got 1000.*needs a float"),
+        ({"dense_act_fn": ["relu"]}, "dense_act_fn: got .*needs an activation of"),
         ({"num_layers": 10**9}, r"num_layers: got 1000000000; needs less than the \d+ tensors"),
         ({"num_experts": 10**9}, "num_experts: got"),
         ({"expert_capacity": 0}, r"config\.json: expert_capacity: got 0"),
@@ -204,6 +207,19 @@ def test_a_run_that_exists_and_a_folder_that_is_not_empty_are_left_alone(tmp_pat
         import_run(theirs, runs_dir=tmp_path, name="broken")
     assert not (tmp_path / "broken").exists()
     shutil.rmtree(run)
+
+
+def test_a_path_that_no_file_can_have_is_refused_as_one_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, theirs = str(tmp_path / ("x" * 300)), str(folder_of(tmp_path / "theirs", SWITCH))
+    for words, field in (
+        ([long], "DIR"),
+        ([theirs, "--tokenizer", long], "--tokenizer"),
+        ([theirs, "--runs-dir", long], f"{long}/theirs"),
+    ):
+        assert cli.main(["import-hf", *words]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {field}: ")
 
 
 def test_sizes_of_shards() -> None:

@@ -67,7 +67,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     try:
         content = read_regular(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it, or move away what is there") from error
     start = 0
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         yield line, _row(path, number, start, line)
