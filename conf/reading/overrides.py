@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -49,6 +49,11 @@ def read_overrides(lines: Sequence[str]) -> Overrides:
             errors.append(error)
     raise_all(errors)
     return Overrides(tuple(line for line, _ in checked), frozenset(key for _, key in checked))
+
+
+def value_of(line: str) -> Any:
+    """The value in one of the lines that `read_overrides` gives."""
+    return _parse(line.partition("=")[0], line).value()
 
 
 def _read(line: str) -> tuple[str, str]:
