@@ -97,8 +97,8 @@ class OpenedRun:
 def open_run(path: Path, mesh: Mesh, *, overrides: Sequence[str] = ()) -> OpenedRun:
     """The run and checkpoint that `path` names (collective), its configuration as the checkpoint has it.
 
-    Raises ConfigError(s) where config.yaml beside it was changed, unless what differs is typed, and for a tokenizer that
-    is not the run's; for other errors see `locate` and `saved_in`.
+    Raises ConfigError(s) where config.yaml beside it was changed, unless what differs is typed, and for a tokenizer
+    that is not the run's; for other errors see `locate` and `saved_in`.
     """
     run, checkpoint = locate(path, mesh)
     reader = CheckpointReader(checkpoint)
