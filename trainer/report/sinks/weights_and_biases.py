@@ -21,7 +21,7 @@ from typing import Literal
 from conf import compose
 from conf.errors import ConfigError
 from conf.safety import shell
-from conf.safety.redact import redact
+from conf.safety.redact import is_secret_name, redact
 from conf.safety.writing import append_to
 from conf.schema import LoggingConfig
 from trainer.report.sinks.sink import Opening, Value
@@ -62,6 +62,18 @@ def wandb_choice(cfg: LoggingConfig) -> Choice:
     return _MODES[mode]
 
 
+def _environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the process gets: no secrets but W&B's own, for W&B records every variable of Slurm, SLURM_JWT as well.
+
+    It would also read WANDB_MODE again, above which a mode that was typed ranks.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name != "WANDB_MODE" and (name.startswith("WANDB_") or not is_secret_name(name))
+    }
+
+
 class WandbSink:
     """Weights & Biases, recorded by a process of its own."""
 
@@ -94,15 +106,13 @@ class WandbSink:
     def _start(self) -> subprocess.Popen[str] | None:
         try:
             self._pieces.parent.mkdir(parents=True, exist_ok=True)
-            # Only the process has the variable that W&B would read again: a mode that was typed ranks above it.
-            environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
             with append_to(self._log) as log:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _COMMAND, _ROOT],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    env=environment,
+                    env=_environment(os.environ),
                     text=True,
                     start_new_session=True,
                 )
