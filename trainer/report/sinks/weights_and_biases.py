@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,13 +43,35 @@ _MODES: dict[str, Choice] = {
     "dryrun": "offline",
     "disabled": "off",
 }
+_NOT_IN_NAMES = "/\\#?%:"  # of a project or a run
 _CONNECT_S = 10.0  # a run that has ended waits no longer for a server that never answered
 _ATTEMPTS = 3
 _RECORD_S = 60.0  # to write files offline: most of it is the start of Python on a busy machine
 
 
 def wandb_choice(cfg: LoggingConfig) -> Choice:
-    """What `logging.wandb` says; where that is `auto`, what WANDB_MODE says, if it is set. Raises ConfigError."""
+    """What `logging.wandb` says; where that is `auto`, what WANDB_MODE says, if it is set.
+
+    Raises ConfigError for a variable of W&B that its process would fail at.
+    """
+    choice = _choice(cfg)
+    if choice != "off":
+        _check_variables(cfg)
+    return choice
+
+
+def _check_variables(cfg: LoggingConfig) -> None:
+    for name in ("WANDB_RUN_ID", *([] if cfg.wandb_project else ["WANDB_PROJECT"])):
+        if set(value := os.environ.get(name, "")) & set(_NOT_IN_NAMES):
+            needs = f"a name without {' '.join(_NOT_IN_NAMES)}"
+            raise ConfigError(name, got=value, needs=needs, hint=f"unset {name}, or logging.wandb=off")
+    url = os.environ.get("WANDB_BASE_URL", "")
+    if url and not re.match(r"https?://[^/]", url):
+        needs = "the address of a server, such as http://localhost:8080"
+        raise ConfigError("WANDB_BASE_URL", got=url, needs=needs, hint="unset WANDB_BASE_URL, or logging.wandb=off")
+
+
+def _choice(cfg: LoggingConfig) -> Choice:
     mode = os.environ.get("WANDB_MODE", "")
     if cfg.wandb != "auto" or not mode:
         return cfg.wandb
