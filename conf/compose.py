@@ -75,8 +75,22 @@ def hydra_tree(read: Overrides, world: tuple[int, int] | None) -> Any:
         composed = _composed((*started, *read.lines))
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        field = getattr(error, "full_key", None) or "overrides"
-        raise ConfigError(field, got=" ".join(read.lines), needs=f"a value that composes ({error})") from error
+        raise _unresolved(error, read.lines) from error
+
+
+def _unresolved(error: HydraException | OmegaConfBaseException, lines: Sequence[str]) -> ConfigError:
+    """What cannot be composed is what a setting refers to: all others have been read."""
+    typed = {key: value for key, _, value in (line.partition("=") for line in lines) if "${" in value}
+    field = getattr(error, "full_key", None)
+    if field not in typed:  # of what it refers to
+        field = next(iter(typed), "overrides")
+    why = str(error).splitlines()[0]
+    return ConfigError(
+        field,
+        got=typed.get(field, " ".join(lines)),
+        needs=f"a reference that can be looked up ({why})",
+        hint="the value itself, ${oc.env:NAME} of a variable that is set, or ${section.field} of another field",
+    )
 
 
 @lru_cache(maxsize=64)
