@@ -20,8 +20,8 @@ from conf.machine import local_ranks
 from conf.reading.convert import flat, nested, to_config, to_dict
 from conf.reading.formats import modern, stamped
 from conf.reading.meanings import is_free_text
-from conf.reading.overrides import Overrides, read_overrides
-from conf.reading.presets import CONF_DIR, groups, presets
+from conf.reading.overrides import Overrides, read_overrides, value_of
+from conf.reading.presets import CONF_DIR, groups
 from conf.reading.yaml_text import read_yaml
 from conf.rules.validate import Files, check_world, validate
 from conf.safety.redact import redact
@@ -75,8 +75,22 @@ def hydra_tree(read: Overrides, world: tuple[int, int] | None) -> Any:
         composed = _composed((*started, *read.lines))
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        field = getattr(error, "full_key", None) or "overrides"
-        raise ConfigError(field, got=" ".join(read.lines), needs=f"a value that composes ({error})") from error
+        raise _unresolved(error, read.lines) from error
+
+
+def _unresolved(error: HydraException | OmegaConfBaseException, lines: Sequence[str]) -> ConfigError:
+    """What cannot be composed is what a setting refers to: all others have been read."""
+    typed = {key: value for key, _, value in (line.partition("=") for line in lines) if "${" in value}
+    field = getattr(error, "full_key", None)
+    if field not in typed:  # of what it refers to
+        field = next(iter(typed), "overrides")
+    why = str(error).splitlines()[0]
+    return ConfigError(
+        field,
+        got=typed.get(field, " ".join(lines)),
+        needs=f"a reference that can be looked up ({why})",
+        hint="the value itself, ${oc.env:NAME} of a variable that is set, or ${section.field} of another field",
+    )
 
 
 @lru_cache(maxsize=64)
@@ -154,11 +168,7 @@ def restore(tree: Mapping[Any, Any], *, origin: str, overrides: Sequence[str] = 
         raise within(origin, error) from None
     if not overrides:
         return own
-    try:
-        changed = _plain(OmegaConf.merge(OmegaConf.create(now), *_layers(overrides)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(origin, got=" ".join(overrides), needs=f"settings that it has ({error})") from error
-    return validate(to_config(changed), files="unchecked")
+    return validate(to_config(nested(flat(now) | _on_top(overrides))), files="unchecked")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[Any, Any]:
@@ -181,21 +191,23 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=False)
 
 
-def _layers(overrides: Sequence[str]) -> list[Any]:
-    """What `overrides` put on top of a written configuration: first the source of a data preset, then single values.
+def _on_top(overrides: Sequence[str]) -> dict[str, Any]:
+    """Field -> value that `overrides` put over a written configuration: first of a data preset, then single ones.
 
-    The other groups cannot be chosen any more once their values are written down.
+    The other groups cannot be chosen any more once their values are written down. What refers to others stays as it
+    was typed, and is refused.
     """
-    chosen, values = [], []
-    for line in overrides:
+    chosen: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for line in read_overrides(overrides).lines:
         key, _, value = line.partition("=")
-        if key == "data" and value in presets("data"):
-            preset: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "data" / f"{value}.yaml"), resolve=False)
-            chosen.append(OmegaConf.create({"data": {name: preset[name] for name in preset if name != "defaults"}}))
+        if key == "data":
+            preset = _plain(OmegaConf.load(CONF_DIR / "data" / f"{value}.yaml"))
+            chosen |= {f"data.{name}": preset[name] for name in preset if name != "defaults"}
         elif key in groups():
             raise ConfigError(
                 key, got=line, needs="single values of a written configuration", hint=f"{key}.FIELD=VALUE"
             )
         else:
-            values.append(line)
-    return [*chosen, OmegaConf.from_dotlist(values)]
+            values[key] = value_of(line)
+    return chosen | values

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conf.errors import DataError
+from conf.errors import ConfigError, DataError
 from conf.reading.paths import user_path
 from conf.schema import DataConfig, RunConfig
 from conf.sources import SOURCES
@@ -79,6 +79,8 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = s
     folder = (
         out or cache_folder(data) / "shards" / sha256_bytes(f"{scan.fingerprint} {tokenizer.fingerprint}".encode())[:32]
     )
+    if out is not None:
+        _check_out(out, tokenizer)
     with locked(folder / ".lock"):
         if not _is_complete(folder, scan, tokenizer, data, progress, mends=out is None):
             for leftover in folder.glob(".*.tmp"):  # of a killed run
@@ -89,6 +91,16 @@ def prepare_finite(data: DataConfig, *, out: Path | None, progress: Progress = s
     if unknown := unknown_note(read_index(folder), data):
         notes.append(unknown)
     return Prepared(folder, tokenizer, tuple(notes))
+
+
+def _check_out(out: Path, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError where a tokenizer would be replaced that no shards were made with: a run's, say."""
+    model = out / TOKENIZER_NAME
+    if not model.exists() or (out / INDEX_NAME).exists() or any(out.glob("*.tokens")):
+        return
+    if sha256_file(model) != tokenizer.fingerprint:
+        needs = f"a folder without another {TOKENIZER_NAME}, which would be replaced"
+        raise ConfigError("--out", got=str(out), needs=needs, hint="--out shards")
 
 
 def check_folders(data: DataConfig, *, progress: Progress = silent) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from tests.test_end_to_end import SMALL, environment
 CANARY = "c4n4ry"
 VARIABLES = {
     "GITHUB_PAT": f"{CANARY}-of-github",
+    "SLURM_JWT": f"{CANARY}-of-slurm",
     "OPENAI_APIKEY": f"{CANARY}-of-openai",
     "WANDB_API_KEY": (CANARY * 7)[:40],
     "DATABASE_URL": f"postgres://me:{CANARY}-of-base@host/base",

@@ -12,7 +12,7 @@ from conf.derived.groups import micro_batch_size
 from conf.errors import CheckpointError, ConfigError
 from conf.reading.paths import MANIFEST, is_there, user_path
 from conf.reading.setting_files import key_of
-from conf.schema import RunConfig
+from conf.schema import DataConfig, RunConfig
 from data.text.tokenizer import Tokenizer
 from launch.commands.known import require_run
 from model.build import build_model
@@ -97,15 +97,27 @@ class OpenedRun:
 def open_run(path: Path, mesh: Mesh, *, overrides: Sequence[str] = ()) -> OpenedRun:
     """The run and checkpoint that `path` names (collective), its configuration as the checkpoint has it.
 
-    Raises ConfigError(s) where config.yaml beside it was changed, unless what differs is typed; for other errors see
-    `locate` and `saved_in`.
+    Raises ConfigError(s) where config.yaml beside it was changed, unless what differs is typed, and for a tokenizer
+    that is not the run's; for other errors see `locate` and `saved_in`.
     """
     run, checkpoint = locate(path, mesh)
     reader = CheckpointReader(checkpoint)
     saved = saved_in(reader)
     typed = {key_of(override) for override in overrides}
     check_config_file(run, saved, lambda field, _: not {field, field.partition(".")[0]} & typed, None)
-    return OpenedRun(run=run, reader=reader, saved=saved, cfg=saved.config(overrides))
+    cfg = saved.config(overrides)
+    if typed & {"data.tokenizer", "data.sentinels"}:
+        _check_tokenizer(cfg.data, saved.config().data)
+    return OpenedRun(run=run, reader=reader, saved=saved, cfg=cfg)
+
+
+def _check_tokenizer(typed: DataConfig, trained: DataConfig) -> None:
+    """Raise ConfigError for another tokenizer than the run's: its own is read, whatever was typed."""
+    for name in ("tokenizer", "sentinels"):
+        got, own = getattr(typed, name), getattr(trained, name)
+        if got != own:
+            needs = "the checkpoint's own: to its weights every id of another tokenizer is another word"
+            raise ConfigError(f"data.{name}", got=got, needs=needs, hint="leaving it out")
 
 
 def load_run(path: Path, *, overrides: Sequence[str] = ()) -> LoadedRun:

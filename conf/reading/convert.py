@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
 from conf.errors import ConfigError, ConfigErrors
@@ -116,7 +117,7 @@ def _leaf(kind: Any, value: Any, path: str, errors: list[ConfigError]) -> Any:
     else:
         converted = _scalar(bare, value)
     if converted is _BAD:
-        errors.append(ConfigError(path, got=value, needs=describe_type(kind), hint=_example(path, bare, value)))
+        errors.append(ConfigError(path, got=value, needs=describe_type(kind), hint=example(path, bare, value)))
     return converted
 
 
@@ -142,8 +143,13 @@ def _scalar(kind: type, value: Any) -> Any:
     return value if type(value) is kind else _BAD
 
 
-def _example(path: str, kind: Any, value: Any) -> str:
+def example(path: str, kind: Any, value: Any) -> str:
     """A value that would be accepted, as close as possible to what was given."""
+    if kind in (int, float) and isinstance(value, str):  # '3' in quotes, or digits of another script
+        with suppress(ValueError):
+            number = kind(value)
+            if math.isfinite(number):
+                return f"{path}={number}"
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
         return f"{path}={(difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4) or choices)[0]}"

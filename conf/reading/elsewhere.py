@@ -49,6 +49,7 @@ CALLED = {
     "warmup": "schedule.warmup_steps",
     "warmup_ratio": "schedule.warmup_steps",
     "lr_warmup_iters": "schedule.warmup_steps",
+    "betas": "optim.beta1 and optim.beta2",
     "min_lr": "schedule.min_lr_ratio, a share of schedule.lr",
     "final_cosine": "schedule.min_lr_ratio, a share of schedule.lr",
     "adam_beta1": "optim.beta1",
@@ -164,6 +165,10 @@ ABSENT = {
     "device": "GPUs are used where there are some, unless parallel.backend=gloo",
     "early_stopping_patience": "a run ends with train.steps or train.tokens",
     "momentum": "Adafactor keeps no first moment; AdamW's is optim.beta1",
+    "slurm_mem": "sbatch takes it from SBATCH_MEM_PER_NODE",
+    "slurm_qos": "sbatch takes it from SBATCH_QOS",
+    "slurm_constraint": "sbatch takes it from SBATCH_CONSTRAINT",
+    "slurm_reservation": "sbatch takes it from SBATCH_RESERVATION",
     "padding_side": "windows are packed, or padded on the right (data.packing)",
 }
 

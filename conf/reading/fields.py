@@ -66,9 +66,10 @@ def unknown_key(path: str, got: object = "an unknown setting") -> ConfigError:
     got = REDACTED if is_secret_name(path) else got
     if (now := hint_for(path)) is not None:
         return ConfigError(path, got=got, needs="its present name", hint=now)
-    if (elsewhere := known_elsewhere(path)) is not None:
+    name = path.lower()  # t5x's are in capitals
+    if (elsewhere := known_elsewhere(name)) is not None:
         return ConfigError(path, got=got, needs=elsewhere[0], hint=elsewhere[1])
-    hint = _group_meant(path, str(got)) or _field_meant(path) or "`pointsman config --fields`, which lists them"
+    hint = _group_meant(name, str(got)) or _field_meant(name) or "`pointsman config --fields`, which lists them"
     return ConfigError(path, got=got, needs="the name of an existing field", hint=hint)
 
 

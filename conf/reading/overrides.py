@@ -10,15 +10,15 @@ import difflib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from conf.errors import ConfigError
-from conf.reading.convert import raise_all
-from conf.reading.fields import leaf_types, takes_text, unknown_key, without_none
+from conf.reading.convert import example, raise_all
+from conf.reading.fields import describe_type, leaf_types, takes_text, unknown_key, without_none
 from conf.reading.presets import groups, presets
 from conf.safety import shell
 
@@ -49,6 +49,11 @@ def read_overrides(lines: Sequence[str]) -> Overrides:
             errors.append(error)
     raise_all(errors)
     return Overrides(tuple(line for line, _ in checked), frozenset(key for _, key in checked))
+
+
+def value_of(line: str) -> Any:
+    """The value in one of the lines that `read_overrides` gives."""
+    return _parse(line.partition("=")[0], line).value()
 
 
 def _read(line: str) -> tuple[str, str]:
@@ -120,16 +125,16 @@ def _parses(key: str, value: str) -> bool:
 
 def _parse(key: str, line: str) -> Override:
     parsed = _parsed(line)
-    if isinstance(parsed, Override):
+    if parsed is not None:
         return parsed
-    value = line.partition("=")[2]
-    raise ConfigError(key, got=value, needs=f"a value Hydra can read ({parsed})", hint=shell.word(f'{key}="{value}"'))
+    value, kind = line.partition("=")[2], leaf_types()[key]
+    raise ConfigError(key, got=value, needs=describe_type(kind), hint=example(key, without_none(kind)[0], value))
 
 
 @lru_cache(maxsize=256)  # a command reads its lines more than once, and odd ones take Hydra a quarter of a second
-def _parsed(line: str) -> Override | str:
-    """As Hydra reads it, or why it does not."""
+def _parsed(line: str) -> Override | None:
+    """As Hydra reads it; None for what it cannot read."""
     try:
         return OverridesParser.create().parse_override(line)
-    except (HydraException, ValueError, RecursionError) as error:  # of thousands of digits, or of brackets
-        return str(error).splitlines()[0]
+    except (HydraException, ValueError, RecursionError):  # of thousands of digits, or of brackets
+        return None

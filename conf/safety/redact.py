@@ -18,10 +18,28 @@ REDACTED = "[redacted]"
 _SHORTEST_SECRET = 8  # a shorter value would also occur in innocent text
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ANYWHERE = {
-    "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS", "APIKEY", "WEBHOOK",
+    "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSCODE", "PASSPHRASE", "KEYPHRASE", "CREDENTIAL",
+    "CREDENTIALS", "APIKEY", "WEBHOOK",
 }  # fmt: skip
-_LAST = {"KEY", "PAT", "PASS", "PWD", "AUTH", "AUTHORIZATION", "BEARER", "COOKIE", "DSN", "JWT", "SIG", "SIGNATURE"}
-_ENDINGS = ("TOKEN", "APIKEY", "ACCESSKEY", "PRIVATEKEY", "SECRET", "PASSWORD", "PASSWD")
+_LAST = {
+    "KEY",
+    "PAT",
+    "PASS",
+    "PW",
+    "PWD",
+    "AUTH",
+    "AUTHORIZATION",
+    "BEARER",
+    "COOKIE",
+    "DSN",
+    "JWT",
+    "SIG",
+    "SIGNATURE",
+}
+_ENDINGS = ("TOKEN", "APIKEY", "ACCESSKEY", "PRIVATEKEY", "SECRET", "PASSWORD", "PASSWD", "PW")
+_SEVERAL = {"KEYS", "TOKENS"}  # secret behind one of the next alone: tokens are counted as well
+_OF_SECRETS = {"API", "ACCESS", "AUTH", "REFRESH", "PRIVATE", "ENCRYPTION", "SIGNING"}
+_WHICH = {"V", "OLD", "NEW", "DEV", "TEST", "PROD", "PEM", "VALUE"}  # words behind a name: TOKEN_V2, PRIVATE_KEY_PEM
 _NOT = {"PWD"}  # the shell's working directory
 _ENVIRONMENT = "${oc.env:"  # how a setting names a variable instead of holding its value
 _USER = re.compile(r"""(\b[a-zA-Z][\w+.-]*:/{1,3})([^/\s'"]+)@""")  # one slash: what is left of a URL taken for a path
@@ -36,8 +54,12 @@ _TOKENS = re.compile(
 def is_secret_name(name: str) -> bool:
     """Whether a variable or field of this name holds a secret (`GITHUB_PAT`, `OPENAI_APIKEY`, `dbPassword`)."""
     words = [word.upper() for word in _WORD.findall(name)]
+    while words and words[-1] in _WHICH:
+        words.pop()
     if not words or name.upper() in _NOT:
         return False
+    if words[-1] in _SEVERAL:
+        return not _OF_SECRETS.isdisjoint(words)
     return words[-1] in _LAST or words[-1].endswith(_ENDINGS) or not _ANYWHERE.isdisjoint(words)
 
 
@@ -58,7 +80,7 @@ def secrets(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """`text` with every secret replaced by ``[redacted]``, also where it is escaped as in JSON, Python or a URL."""
+    """`text` with every secret replaced by ``[redacted]``, also escaped as in JSON, Python, a URL or a path."""
     for secret in secrets(environment):
         for form in _forms(secret):
             text = text.replace(form, REDACTED)
@@ -70,6 +92,7 @@ def redact_text(text: str, environment: Mapping[str, str] | None = None) -> str:
 @lru_cache(maxsize=256)
 def _forms(secret: str) -> tuple[str, ...]:
     escaped = (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe=""), quote(secret))
+    escaped += (secret.replace("//", "/"),)  # what a path makes of a URL
     return tuple(dict.fromkeys(escaped))
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 
 import click
-from click.shell_completion import BashComplete, add_completion_class, shell_complete, split_arg_string
+from click.shell_completion import (
+    BashComplete,
+    add_completion_class,
+    get_completion_class,
+    shell_complete,
+    split_arg_string,
+)
 
 from launch.commands.kinds import define
 
@@ -64,4 +70,7 @@ def complete(group: click.Command, instruction: str) -> int:
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> int:
     """Print the script that lets a shell complete commands, options, settings, presets and runs."""
-    return complete(ctx.find_root().command, f"{shell}_source")
+    script = get_completion_class(shell)
+    assert script is not None, "click knows all of SHELLS"
+    print(script(ctx.find_root().command, {}, "pointsman", VARIABLE).source(), end="")
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -22,7 +23,9 @@ class UserPath(click.Path):
     """A path with `~` expanded; whether it exists is the command's business."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
+        """The path; fails for an empty one, as of a variable that is not set, which would be the working directory."""
+        if not os.fspath(value):
+            self.fail("a path, and . for the working directory", param, ctx)
         return user_path(value)
 
 

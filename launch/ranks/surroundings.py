@@ -42,8 +42,12 @@ _TASKS = (
     Tasks("mpiexec", "PMI_RANK", ("PMI_SIZE",)),
     Tasks("jsrun", "JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_SIZE",)),
     Tasks("Flux", "FLUX_TASK_RANK", ("FLUX_JOB_SIZE",)),
+    Tasks("PALS", "PALS_RANKID", ("PALS_LOCAL_SIZE",)),
     Tasks("the cluster", "PET_NODE_RANK", ("PET_NNODES",)),
 )
+
+# Those that tell no number of tasks, or only that of one machine.
+_WITHOUT_SIZE = (("PMIx", "PMIX_RANK"), ("PALS", "PALS_RANKID"), ("ALPS", "ALPS_APP_PE"))
 
 
 def settle_rank(arguments: Sequence[str]) -> None:
@@ -103,7 +107,7 @@ def refuse_lone_task(*, nodes: int) -> None:
     `nodes`: launch.nodes. As many tasks are right: each starts the ranks of its node, and they meet.
     """
     found = _tasks_of(os.environ)
-    if found is None or found[1] == nodes:
+    if found is None or found[1] == nodes or (not found[0].sizes and found[1] < nodes):
         return
     tasks, size, shown = found
     this = os.environ.get(tasks.rank, "unknown")
@@ -123,8 +127,9 @@ def _tasks_of(env: MutableMapping[str, str]) -> tuple[Tasks, int, str] | None:
             continue
         if (size := _largest(env.get(name, ""))) > 1:
             return tasks, size, name
-    if _largest(env.get("PMIX_RANK", "")) > 0:  # its size is in no variable
-        return Tasks("PMIx", "PMIX_RANK", ()), int(env["PMIX_RANK"]) + 1, "PMIX_RANK"
+    for scheduler, name in _WITHOUT_SIZE:
+        if (rank := _largest(env.get(name, ""))) > 0:
+            return Tasks(scheduler, name, ()), rank + 1, name
     return None
 
 

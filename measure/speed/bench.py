@@ -174,6 +174,9 @@ def command(
     overrides: tuple[str, ...], json: Path | None, markdown: Path | None, rounds: int, threads: int | None
 ) -> int:
     """Measure, each result a ratio against a peer measured in the same run."""
+    if json is not None and markdown is not None and json.absolute() == markdown.absolute():
+        needs = "another file than --json: one would replace the other"
+        raise ConfigError("--markdown", got=str(markdown), needs=needs, hint=f"--markdown {markdown}.md")
     names, settings = split_words(overrides)
     bench(names, settings, rounds=rounds, threads=threads, json_file=json, markdown=markdown)
     return 0

@@ -77,8 +77,8 @@ def _check(module: nn.Module, cfg: RunConfig) -> None:
 
 def prepare_process(*, on_gpu: bool) -> None:
     """What DeepSpeed reads from its surroundings: accelerator, local rank, process group; its noise turned off."""
-    if not on_gpu:  # also on a machine with GPUs, when the run was put on gloo and CPU
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not on_gpu:  # also on a machine with GPUs, when the run was put on gloo and CPU, whatever was set for others
+        os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device()) if on_gpu else "0")
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -118,6 +119,8 @@ def _init_default(wanted: str | None, timeout_s: float, **where: Any) -> None:
                 + "parallel.backend=gloo"
             )
         torch.cuda.set_device(local_rank)
+    if backend == "gloo":
+        _check_interfaces()
     timeout = timedelta(seconds=timeout_s)
     if where:
         dist.init_process_group(backend, timeout=timeout, **where)
@@ -126,6 +129,15 @@ def _init_default(wanted: str | None, timeout_s: float, **where: Any) -> None:
     else:
         with _patience(timeout_s):
             dist.init_process_group(backend, timeout=timeout)
+
+
+def _check_interfaces() -> None:
+    """Raise SetupError for a network interface of GLOO_SOCKET_IFNAME that is not here."""
+    known = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in known:
+            text = f"GLOO_SOCKET_IFNAME: got {name!r}; needs a network interface of this machine: {', '.join(known)}"
+            raise SetupError(f"{text}; try unset GLOO_SOCKET_IFNAME")
 
 
 @contextmanager

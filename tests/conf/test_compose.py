@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -272,5 +273,38 @@ def test_a_written_run_can_be_looked_at_on_other_data(tmp_path):
 @pytest.mark.parametrize("override", ["model=switch_base_8", "data=nothing"])
 def test_a_written_run_keeps_its_other_presets(tmp_path, override):
     dump(compose([]), tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match="single values of a written configuration"):
+    with pytest.raises(ConfigError, match=r"single values of a written configuration|one of c4, mc4"):
         load(tmp_path / "config.yaml", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "text", ["'a", '"a', "[a", "{a", "!a", "*a", "&a", "%a", "@a", "`a", "|", ">", "???", "- a", "a: b", "? a", "#"]
+)
+def test_a_written_run_takes_paths_as_a_fresh_one_does(tmp_path, text):
+    """None of them is YAML, which would make an error, another value or none of them."""
+    dump(compose([]), tmp_path / "config.yaml")
+    other = load(tmp_path / "config.yaml", overrides=["data=text", f"data.files={text}"])
+    assert [path.removeprefix(f"{Path.cwd()}/") for path in other.data.files] == [text]
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("data.seed=1:30", "data.seed"),
+        ("data.seed=0x10", "data.seed"),
+        ("train.eval_batches=[1", "train.eval_batches"),
+        ("train.eval_batches=???", "train.eval_batches"),
+        ("train.eval_batches=${seed}", "train.eval_batches"),
+        ("train.eval_batches.x=1", "train.eval_batches.x"),
+        ("data.text_field=${oc.env:HOME}", "data.text_field"),
+        ("data.text_field=a\nb", "data.text_field"),
+        ("~data.seed=1", "data.seed"),
+        ("data.seed", "data.seed"),
+        ("=1", "=1"),
+    ],
+)
+def test_a_written_run_refuses_what_a_fresh_one_does(tmp_path, override, field):
+    dump(compose([]), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "config.yaml", overrides=[override])
+    assert caught.value.field == field

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conf.errors import DataError
+from conf.errors import ConfigError, DataError
 from data import prepare
 from data.corpus import open_corpus
 from data.notice import silent
@@ -206,6 +206,16 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         open_corpus(
             tiny_config(tmp_path, "data=shards", f"data.files=['{tmp_path / 'out'}']", f"data.tokenizer={model}")
         )
+
+
+def test_the_tokenizer_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tokenizer.model").write_bytes(b"a run's own")
+    with pytest.raises(ConfigError, match=r"--out: .*run'; needs a folder without another tokenizer.model"):
+        prepare_finite(text_config(tmp_path).data, out=run)
+    assert [path.name for path in run.iterdir()] == ["tokenizer.model"]
+    assert (run / "tokenizer.model").read_bytes() == b"a run's own"
 
 
 def test_command_reports_faults_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

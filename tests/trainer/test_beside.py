@@ -58,6 +58,13 @@ def test_what_is_typed_stays_allowed(trained: Path) -> None:
     assert load_run(run, overrides=["moe.eval_capacity_factor=0.5"]).cfg.moe.eval_capacity_factor == 0.5
 
 
+@pytest.mark.parametrize("override", ["data.tokenizer=other.model", "data.sentinels=10"])
+def test_another_tokenizer_is_refused_and_not_passed_over(trained: Path, override: str) -> None:
+    field = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{field}: got .*; needs the checkpoint's own"):
+        load_run(trained / "runs/mine", overrides=[override])
+
+
 def test_several_edits_are_told_together_and_training_asks_only_for_what_it_would_use(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

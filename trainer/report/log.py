@@ -32,8 +32,8 @@ SINKS: dict[str, SinkKind] = {
 
 
 def check_sinks(logging: LoggingConfig) -> None:
-    """Raise SetupError if a place that is asked for needs a package that is absent, ConfigError if WANDB_MODE is none
-    that there is. Imports none of the packages."""
+    """Raise SetupError if a place that is asked for needs a package that is absent, ConfigError for a variable of W&B
+    that it would fail at. Imports none of the packages."""
     for name, kind in SINKS.items():
         if kind.wanted(logging) and kind.package and find_spec(kind.package) is None:
             raise SetupError(f"{name} needs the package {kind.package}, which is not installed; try {kind.remedy}")

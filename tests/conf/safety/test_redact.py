@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ ENVIRONMENT = {"WANDB_API_KEY": "wandb-secret", "HF_TOKEN": "hf_0123456789", "HO
     ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "CLIENT_SECRET", "DB_PASSWORD", "PASSWORD", "hf_token",
      "GITHUB_PAT", "OPENAI_APIKEY", "OPENAI_API_KEY2", "PGPASSWORD", "MYSQL_PWD", "DB_PASS", "dbPassword", "apiKey",
      "HFToken", "SECRET_KEY_BASE", "GOOGLE_CREDENTIALS", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "SSH_PASSPHRASE",
-     "CI_JOB_JWT", "X-Amz-Signature", "logging.wandb_api_key"],
+     "CI_JOB_JWT", "X-Amz-Signature", "logging.wandb_api_key", "KUBE_PW", "LDAP_BINDPW", "GPG_KEYPHRASE",
+     "ADMIN_PASSCODE", "USER_PASSWORDS", "X_ACCESS_KEYS", "REFRESH_TOKENS", "PRIVATE_KEY_PEM", "ENCRYPTION_KEY_V2",
+     "GITHUB_TOKEN_OLD", "SLURM_JWT"],
 )  # fmt: skip
 def test_names_that_hold_secrets(name):
     assert is_secret_name(name)
@@ -25,7 +28,8 @@ def test_names_that_hold_secrets(name):
 @pytest.mark.parametrize(
     "name",
     ["HOME", "MONKEY", "TOKENIZERS_PARALLELISM", "tokens", "train.tokens", "PWD", "OLDPWD", "PATH", "KEYBOARD",
-     "COMPASS", "SSH_AUTH_SOCK", "keep_last", "XAUTHORITY", "PATTERN", "data.tokenizer", "text_field", "SLURM_JOB_ID"],
+     "COMPASS", "SSH_AUTH_SOCK", "keep_last", "XAUTHORITY", "PATTERN", "data.tokenizer", "text_field", "SLURM_JOB_ID",
+     "MAX_TOKENS", "KEYS", "API_V", "TEST", "V2", "NEW_VALUE", "train.tokens_old"],
 )  # fmt: skip
 def test_names_that_do_not(name):
     assert not is_secret_name(name)
@@ -46,6 +50,11 @@ def test_a_secret_is_found_where_it_is_escaped():
     environment = {"DB_PASSWORD": secret}
     for text in (secret, json.dumps(secret), repr(secret), "https://host/pass%22word%5C%20%C3%A9%2F%25"):
         assert "word" not in redact_text(text, environment), text
+
+
+def test_a_secret_that_became_a_path_is_found():
+    environment = {"SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0/B0/xyz"}
+    assert redact_text(f"got '{Path(environment['SLACK_WEBHOOK_URL'])}'", environment) == f"got '{REDACTED}'"
 
 
 def test_every_line_of_a_key_of_several_lines_is_one():

@@ -37,6 +37,22 @@ def test_a_place_that_cannot_be_written_is_refused(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["fifo", "file", "folder"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [*COMMANDS, ["prepare", "--out"], ["train", "--config"], ["eval"], ["import-hf"], ["study", "headline", "--out"]],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_working_directory(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable that is not set: `--out "$SHARDS"`."""
+    assert main([*words, ""]) == 2
+    assert "a path, and . for the working directory" in capsys.readouterr().err
+
+
+def test_two_results_are_not_written_to_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "layer", "--json", "x", "--markdown", "./x"]) == 2
+    assert "--markdown: got 'x'; needs another file than --json" in capsys.readouterr().err
+
+
 def test_what_is_written_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_APIKEY", "c4n4ry-value")
     write_output(tmp_path / "a", "x c4n4ry-value y\n")

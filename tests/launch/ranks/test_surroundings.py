@@ -118,6 +118,9 @@ def test_a_rank_of_several_without_a_whole_seat_is_refused(part, field, surround
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE: got 2 tasks of mpirun, .* (this is task unknown)"),
         ({"PMI_SIZE": "16", "PMI_RANK": "0"}, "PMI_SIZE: got 16 tasks of mpiexec"),
         ({"PMIX_RANK": "1"}, "PMIX_RANK: got 2 tasks"),
+        ({"PALS_RANKID": "0", "PALS_LOCAL_SIZE": "2"}, "PALS_LOCAL_SIZE: got 2 tasks of PALS"),
+        ({"PALS_RANKID": "1", "PALS_LOCAL_SIZE": "1"}, "PALS_RANKID: got 2 tasks"),
+        ({"ALPS_APP_PE": "3"}, "ALPS_APP_PE: got 4 tasks"),
         ({"PET_NNODES": "1:2"}, "PET_NNODES: got 2 tasks"),
     ],
 )
@@ -140,6 +143,7 @@ def test_a_task_without_a_launcher_is_told_what_starts_one_run(variables, said, 
         STEP | {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0"},  # the interactive step of salloc
         STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # srun -n 1 in a job of two tasks
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0", "PMI_SIZE": "1"},
+        {"PALS_RANKID": "0", "PALS_LOCAL_SIZE": "1", "ALPS_APP_PE": "0"},
         {"SLURM_NTASKS": "", "PMI_SIZE": "many"},
     ],
 )
@@ -152,6 +156,8 @@ def test_a_task_that_is_alone_is_a_run(variables, surround) -> None:
 def test_a_task_on_each_of_several_nodes_may_start_its_ranks(surround) -> None:
     surround(STEP)
     refuse_lone_task(nodes=2)
+    surround({"PALS_RANKID": "1", "PALS_LOCAL_SIZE": "1"})
+    refuse_lone_task(nodes=3)  # of which PALS tells no number
     surround(STEP | SEAT)
     settle_rank([])  # what it has started
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-from parallel.engine.deepspeed import build_engine
+from parallel.engine.deepspeed import build_engine, prepare_process
 from parallel.mesh.axes import single_process
 from parallel.mesh.groups import init_groups
 from tests.harness import run_ranks
@@ -125,3 +126,13 @@ def test_building():
 )
 def test_every_other_layout(world, layout):
     check(world, layout)
+
+
+def cpu_in_spite_of_a_variable(rank: int, world: int) -> str:
+    os.environ["DS_ACCELERATOR"] = "cuda"
+    prepare_process(on_gpu=False)
+    return os.environ["DS_ACCELERATOR"]
+
+
+def test_an_accelerator_that_was_chosen_for_others_is_not_this_run_s():
+    assert run_ranks(cpu_in_spite_of_a_variable, 1) == ["cpu"]

@@ -143,3 +143,11 @@ def test_without_a_launcher_there_is_one_process_and_no_group(monkeypatch):
     assert not torch.distributed.is_initialized()
     with pytest.raises(AssertionError, match="in a single process"):
         init_groups(parallel_config(ep=2))
+
+
+def test_an_interface_that_is_not_here_is_told_before_gloo_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ib7")
+    with pytest.raises(SetupError, match=r"GLOO_SOCKET_IFNAME: got 'ib7'; needs a network interface .*: .*lo.*; try"):
+        init_groups(parallel_config(1, 1, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Literal
 from conf import compose
 from conf.errors import ConfigError
 from conf.safety import shell
-from conf.safety.redact import redact
+from conf.safety.redact import is_secret_name, redact
 from conf.safety.writing import append_to
 from conf.schema import LoggingConfig
 from trainer.report.sinks.sink import Opening, Value
@@ -42,13 +43,35 @@ _MODES: dict[str, Choice] = {
     "dryrun": "offline",
     "disabled": "off",
 }
+_NOT_IN_NAMES = "/\\#?%:"  # of a project or a run
 _CONNECT_S = 10.0  # a run that has ended waits no longer for a server that never answered
 _ATTEMPTS = 3
 _RECORD_S = 60.0  # to write files offline: most of it is the start of Python on a busy machine
 
 
 def wandb_choice(cfg: LoggingConfig) -> Choice:
-    """What `logging.wandb` says; where that is `auto`, what WANDB_MODE says, if it is set. Raises ConfigError."""
+    """What `logging.wandb` says; where that is `auto`, what WANDB_MODE says, if it is set.
+
+    Raises ConfigError for a variable of W&B that its process would fail at.
+    """
+    choice = _choice(cfg)
+    if choice != "off":
+        _check_variables(cfg)
+    return choice
+
+
+def _check_variables(cfg: LoggingConfig) -> None:
+    for name in ("WANDB_RUN_ID", *([] if cfg.wandb_project else ["WANDB_PROJECT"])):
+        if set(value := os.environ.get(name, "")) & set(_NOT_IN_NAMES):
+            needs = f"a name without {' '.join(_NOT_IN_NAMES)}"
+            raise ConfigError(name, got=value, needs=needs, hint=f"unset {name}, or logging.wandb=off")
+    url = os.environ.get("WANDB_BASE_URL", "")
+    if url and not re.match(r"https?://[^/]", url):
+        needs = "the address of a server, such as http://localhost:8080"
+        raise ConfigError("WANDB_BASE_URL", got=url, needs=needs, hint="unset WANDB_BASE_URL, or logging.wandb=off")
+
+
+def _choice(cfg: LoggingConfig) -> Choice:
     mode = os.environ.get("WANDB_MODE", "")
     if cfg.wandb != "auto" or not mode:
         return cfg.wandb
@@ -60,6 +83,18 @@ def wandb_choice(cfg: LoggingConfig) -> Choice:
             hint="logging.wandb=offline, which ranks above it",
         )
     return _MODES[mode]
+
+
+def _environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the process gets: no secrets but W&B's own, for W&B records every variable of Slurm, SLURM_JWT as well.
+
+    It would also read WANDB_MODE again, above which a mode that was typed ranks.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name != "WANDB_MODE" and (name.startswith("WANDB_") or not is_secret_name(name))
+    }
 
 
 class WandbSink:
@@ -94,15 +129,13 @@ class WandbSink:
     def _start(self) -> subprocess.Popen[str] | None:
         try:
             self._pieces.parent.mkdir(parents=True, exist_ok=True)
-            # Only the process has the variable that W&B would read again: a mode that was typed ranks above it.
-            environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
             with append_to(self._log) as log:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _COMMAND, _ROOT],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    env=environment,
+                    env=_environment(os.environ),
                     text=True,
                     start_new_session=True,
                 )

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,27 @@ def test_a_mode_that_there_is_not_is_refused(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with pytest.raises(ConfigError, match="WANDB_MODE: got 'ofline'; needs one of online"):
         wandb_choice(compose(["logging.wandb=auto"]).logging)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WANDB_PROJECT", "team/x"),
+        ("WANDB_RUN_ID", "a:b"),
+        ("WANDB_BASE_URL", "wandb.local"),
+        ("WANDB_BASE_URL", "://"),
+    ],
+)
+def test_a_variable_that_wandb_would_fail_at_is_told_before_the_run(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose([]).logging
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}: got .*; needs .*; try unset {name}"):
+        wandb_choice(cfg)
+    wandb_choice(replace(cfg, wandb="off"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_choice(cfg) == "off"
 
 
 def test_offline_sends_nothing_and_pieces_survive_each_other_when_uploaded(monkeypatch, tmp_path):
