@@ -22,20 +22,8 @@ _ANYWHERE = {
     "CREDENTIALS", "APIKEY", "WEBHOOK",
 }  # fmt: skip
 _LAST = {
-    "KEY",
-    "PAT",
-    "PASS",
-    "PW",
-    "PWD",
-    "AUTH",
-    "AUTHORIZATION",
-    "BEARER",
-    "COOKIE",
-    "DSN",
-    "JWT",
-    "SIG",
-    "SIGNATURE",
-}
+    "KEY", "PAT", "PASS", "PW", "PWD", "AUTH", "AUTHORIZATION", "BEARER", "COOKIE", "DSN", "JWT", "SIG", "SIGNATURE",
+}  # fmt: skip
 _ENDINGS = ("TOKEN", "APIKEY", "ACCESSKEY", "PRIVATEKEY", "SECRET", "PASSWORD", "PASSWD", "PW")
 _SEVERAL = {"KEYS", "TOKENS"}  # secret behind one of the next alone: tokens are counted as well
 _OF_SECRETS = {"API", "ACCESS", "AUTH", "REFRESH", "PRIVATE", "ENCRYPTION", "SIGNING"}

@@ -72,7 +72,7 @@ KNOWN: dict[str, Known] = {
 }
 # What changes no token, and values at which other settings change none.
 _WITHOUT_EFFECT = (
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate",
+    "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate",
     "output_attentions", "output_hidden_states", "output_scores", "output_logits", "compile_config", "disable_compile",
     "transformers_version", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind", "remove_invalid_values",
@@ -81,7 +81,8 @@ _WITHOUT_EFFECT = (
 _NEUTRAL: dict[str, Any] = {
     "typical_p": 1.0, "encoder_no_repeat_ngram_size": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "encoder_repetition_penalty": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1,
-    "guidance_scale": 1.0, "penalty_alpha": 0.0, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0,
+    "guidance_scale": 1.0, "penalty_alpha": 0.0, "use_cache": True,  # False: a Switch routes what it wrote once more
+    "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0,
 }  # fmt: skip
 # In a config.json, among the settings of the model; older checkpoints have them there.
 _OF_GENERATION = (*KNOWN, *(name for name in _NEUTRAL if not name.endswith("token_id")), "forced_bos_token_id",
@@ -176,7 +177,7 @@ def unsupported(generation: Generation) -> list[str]:
 
 def _strange(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        neutral = (None, False, _NEUTRAL.get(name))
+        neutral = (None, _NEUTRAL.get(name, False))
         if name not in KNOWN and name not in _WITHOUT_EFFECT and value not in neutral and value != [_NEUTRAL.get(name)]:
             yield name, value
     if settings.get("do_sample") and (settings.get("num_beams") or 1) > 1:

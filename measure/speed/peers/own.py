@@ -112,7 +112,7 @@ def _feed_forward(cfg: RunConfig, layer: Layer, *, tokens: int) -> Iterator[Prod
     yield Product("experts", matrices, layer.experts, rows, model.d_model, model.d_ff)
 
 
-def floor_side(cfg: RunConfig, device: torch.device) -> Side:
+def floor_side(cfg: RunConfig, device: torch.device, *, of: str = "ours") -> Side:
     """Every matrix product of a step, forward and both of backward, into memory that is there already."""
     dtype = compute_dtype(cfg.train.precision)
     works = [_products_work(product, torch.float32 if product.wide else dtype, device) for product in products(cfg)]
@@ -122,7 +122,7 @@ def floor_side(cfg: RunConfig, device: torch.device) -> Side:
             work()
         return None
 
-    return Side(name="its matrix products alone (the floor)", passes=passes)
+    return Side(name=f"the matrix products of {of} alone (the floor)", passes=passes)
 
 
 def _products_work(product: Product, dtype: torch.dtype, device: torch.device) -> Callable[[], None]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from conf.compose import compose
-from conf.derived.layers import NO_EXPERTS
+from conf.derived.layers import NO_EXPERTS, is_dense
 from conf.reading.setting_files import merged
+from conf.routing.routers import ROUTERS
 from conf.schema import RunConfig
 from measure.speed.peers.library import library_sides
 from measure.speed.peers.own import eager, floor_side, own_side
@@ -38,12 +39,15 @@ def cases(settings: Settings) -> Iterator[Settings]:
 
 
 def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
-    """One case: ours against everything, and our dense twin against Hugging Face's T5."""
+    """One case: ours, as configured and without dropping, against everything; our dense twin against the T5."""
     assert mesh.world.size == 1, "one rank: the others' programs have no layout"
     cfg, device = settings.cfg, settings.device
     twin_cfg = compose(merged(settings.overrides, NO_EXPERTS), world=(1, 1))
-    ours, twin = _own(cfg, device, "ours"), _own(twin_cfg, device, "our dense twin")
-    pairs = [(own, peer) for own in ours for peer in (floor_side(cfg, device), *twin, *library_sides(cfg, device))]
+    twin, library = _own(twin_cfg, device, "our dense twin"), list(library_sides(cfg, device))
+    pairs: list[tuple[Side, Side]] = []
+    for variant, name in _variants(settings):
+        others = [floor_side(variant, device, of=name), *twin, *library]
+        pairs += [(own, peer) for own in _own(variant, device, name) for peer in others]
     pairs += [(own, peer) for own in twin for peer in library_sides(twin_cfg, device)]
     shape = f"{cfg.moe.num_experts} experts, {cfg.train.precision}"
     for part in ("passes", "step"):
@@ -60,6 +64,14 @@ def run(settings: Settings, mesh: Mesh) -> Iterator[Row]:
                     comparison=comparison,
                     numbers={"peer / ours": 1 / comparison.ratio},
                 )
+
+
+def _variants(settings: Settings) -> Iterator[tuple[RunConfig, str]]:
+    """The configuration, and where it drops tokens also without: the work of a library that drops hardly any."""
+    yield settings.cfg, "ours"
+    moe = settings.cfg.moe
+    if moe.capacity == "bounded" and not is_dense(settings.cfg) and not ROUTERS[moe.router].experts_choose:
+        yield compose(merged(settings.overrides, ("moe.capacity=dropless",)), world=(1, 1)), "ours, dropless"
 
 
 def _own(cfg: RunConfig, device: torch.device, name: str) -> list[Side]:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from conf.derived.layers import layer_names
 from conf.schema import RunConfig
 from measure.verify.observe.rows import Rows, rows_of_noise
+from measure.verify.observe.trace import untraced
 from model.moe.layer import MoeLayer
 from model.moe.tap import RoutingTap
 from model.moe.types import Routing
@@ -85,9 +86,8 @@ class _Tap(RoutingTap):
     def __init__(self, recorder: Recorder, name: str, layer: MoeLayer) -> None:
         self._recorder, self._name, self._layer = recorder, name, layer
 
-    # Not traced where blocks are compiled: graphs end before and begin behind.
     @override
-    @torch.compiler.disable
+    @untraced
     def logits(self, logits_GSE: Tensor) -> Tensor:
         # Logits of another shape are left alone: their decisions will be reported as different.
         given_GSE = self._recorder.given(self._name, self._recorder.groups_of(self._layer))
@@ -98,7 +98,7 @@ class _Tap(RoutingTap):
         return replaced
 
     @override
-    @torch.compiler.disable
+    @untraced
     def decided(self, routing: Routing) -> None:
         self._recorder.decisions.append(
             Decision(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from model.t5.norm import RmsNorm
 from model.t5.stack import Stack
 
 PROJECTIONS = 4
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _SEED = 0x7EC0
 
 
@@ -60,7 +61,7 @@ class Tracer:
         self._calls.clear()
 
     def _note(self, name: str) -> Callable[..., None]:
-        @torch.compiler.disable  # in compiled blocks: what writes down is no part of their graphs
+        @untraced
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             x = output[0] if isinstance(output, tuple) else output
             assert self._rows_B is not None, "the model was not called with noise"
@@ -69,6 +70,11 @@ class Tracer:
             self._taken.append(Trace(place=place, rows_B=self._rows_B.cpu(), prints_BP=fingerprint(x)))
 
         return hook
+
+
+def untraced(function: _Function) -> _Function:
+    """What watches compiled blocks is no part of their graphs, which end before it and begin again behind."""
+    return cast("_Function", torch.compiler.disable(function))
 
 
 def traced_modules(module: SwitchTransformer) -> Iterator[tuple[str, nn.Module]]:

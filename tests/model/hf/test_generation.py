@@ -73,6 +73,8 @@ def test_what_is_not_followed_is_named_and_what_has_no_effect_is_not() -> None:
         "num_beam_groups 2", "forced_bos_token_id 5", "do_sample 'with num_beams'", "min_p 0.1 (task x)",
     ]  # fmt: skip
     assert our_options(defaults)["sample"] is False
+    # Without a cache the library's Switch routes what it has written once more at every step, and drops more of it.
+    assert unsupported(Generation(defaults={"use_cache": False}, tasks={})) == ["use_cache False"]
     assert unsupported(Generation(defaults={"eos_token_id": [1, 7]}, tasks={})) == ["eos_token_id [1, 7]"]
 
 

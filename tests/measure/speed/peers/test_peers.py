@@ -100,10 +100,12 @@ def test_without_the_library_the_rest_is_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     rows = list(peers.run(tiny(), single_process()))
     assert {(row.case.split(",")[0], row.peer) for row in rows} == {
-        ("forward and backward", "its matrix products alone (the floor)"),
+        ("forward and backward", "the matrix products of ours alone (the floor)"),
+        ("forward and backward", "the matrix products of ours, dropless alone (the floor)"),
         ("forward and backward", "our dense twin"),
         ("whole step", "our dense twin"),
     }
+    assert {row.case.rpartition(": ")[2] for row in rows} == {"ours", "ours, dropless"}
 
 
 def test_a_compiled_run_is_timed_with_and_without(monkeypatch):
@@ -113,8 +115,9 @@ def test_a_compiled_run_is_timed_with_and_without(monkeypatch):
         SwitchTransformer, "compile_steps", lambda self, compiler, whole: compiled.append(whole), raising=True
     )
     rows = list(peers.run(tiny("train.compile=model"), single_process()))
-    assert compiled == [True, True]
-    assert {row.case.rpartition(": ")[2] for row in rows} == {"ours", "ours, compiled"}
+    assert compiled == [True] * 3
+    names = {"ours", "ours, compiled", "ours, dropless", "ours, dropless, compiled"}
+    assert {row.case.rpartition(": ")[2] for row in rows} == names
 
 
 def test_generation_writes_as_many_tokens_as_it_says(monkeypatch):
