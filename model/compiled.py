@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -30,6 +31,15 @@ def compile_steps(module: Model, cfg: RunConfig, device: torch.device) -> None:
     # ends a graph but what `measure.verify` watches.
     compiler = functools.partial(torch.compile, dynamic=False)
     module.compile_steps(compiler, whole=cfg.train.compile == "model")
+
+
+def compile_seconds() -> float:
+    """What this process has spent on compiling, forward and backward graphs."""
+    if "torch._dynamo.utils" not in sys.modules:
+        return 0.0
+    from torch._dynamo.utils import calculate_time_spent
+
+    return calculate_time_spent().get("total_wall_time", 0.0)
 
 
 def _require_compiler(device: torch.device) -> None:

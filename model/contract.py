@@ -49,6 +49,13 @@ class Model(nn.Module, ABC):
         """Real tokens that the routers of each stack see, of a batch with so many real inputs and targets."""
 
     @abstractmethod
+    def count_routing(self, wanted: bool) -> None:
+        """Whether forward passes take statistics of their routing from now on, which they do unless told.
+
+        Losses do not depend on it. Compiled steps take them always: they are part of their graphs.
+        """
+
+    @abstractmethod
     def compile_steps(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]], *, whole: bool) -> None:
         """Let training steps run compiled code from now on: the model as a `whole`, else each of its blocks.
 

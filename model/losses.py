@@ -59,7 +59,7 @@ def micro_batch_loss(output: ModelOutput, scale: LossScale, moe: MoeConfig) -> L
             aux = aux + joined_loss(balances) / scale.replicas
         for layer in routing:
             if rules.join != "joined":
-                aux = aux + layer.aux_loss / layer.stats.groups / (shares * scale.replicas)
+                aux = aux + layer.aux_loss / layer.groups / (shares * scale.replicas)
             # Every micro-batch has as many tokens when padding counts; when it does not, the step's sum is needed.
             tokens = scale.router_tokens[stack] if rules.z_divisor == "real" else layer.positions * scale.replicas
             z = z + layer.z_sum / tokens / shares

@@ -19,7 +19,7 @@ from trainer.run_dir import Ending
 from trainer.schedule import learning_rate
 from trainer.session import Session
 from trainer.signals import StopRequest
-from trainer.step import train_step
+from trainer.step import StepCounts, train_step
 
 
 class Loop:
@@ -78,15 +78,24 @@ class Loop:
             cfg=cfg,
             mesh=session.mesh,
             device=session.device,
+            logs=self._logs,
         )
         self._report_save(session.store.poll())
         seconds = time.perf_counter() - began
         tokens = counts.inputs + counts.targets
         self.state = self.state.advanced(tokens=tokens, wall_s=seconds)
         self._throughput.add(tokens=tokens, sequences=cfg.train.global_batch, seconds=seconds, waited_s=waited_s)
-        if _due(self.state.step, cfg.train.log_every) or self._finished():
+        if self._logs_at(self.state):
             self._log_step(meter, lr=lr, grad_norm=grad_norm, epoch=batch.epoch)
         return counts.stop
+
+    def _logs(self, counts: StepCounts) -> bool:
+        """Whether the step that is about to be taken with so many tokens will be logged."""
+        return self._logs_at(self.state.advanced(tokens=counts.inputs + counts.targets, wall_s=0.0))
+
+    def _logs_at(self, state: TrainState) -> bool:
+        train = self.session.cfg.train
+        return _due(state.step, train.log_every) or finished(train, state)
 
     def _log_step(self, meter: Meter, *, lr: float, grad_norm: float, epoch: float) -> None:
         report = meter.reduce(self.session.mesh)

@@ -17,6 +17,7 @@ from conf.schema import RunConfig
 from data.corpus import open_corpus
 from data.tasks.task import task_of
 from launch.process import message_of, noted
+from model.compiled import compile_seconds
 from parallel.engine.deepspeed import zero_stage
 from parallel.mesh.axes import Mesh
 from parallel.mesh.consensus import on_main
@@ -219,7 +220,9 @@ def _closing(session: Session, loop: Loop, ending: Ending) -> list[str]:
     last = loop.last
     first_loss = loop.first.loss if loop.first else logged_loss(session.run.metrics, step=0)
     session.log.write(loop.state.step, closing_metrics(last, shuffled, unigram))
+    compiled = f"compiling            {compile_seconds():.0f} s of this start"
     learned = learning_lines(first_loss=first_loss, last=last, unigram_nats=unigram, shuffled=shuffled)
+    learned += [] if session.cfg.train.compile == "off" else [compiled]
     return ["", *learned, "", *sample_lines(session), ""]
 
 

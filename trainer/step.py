@@ -5,6 +5,7 @@ Shape suffixes: B sequences of a micro-batch, L input length, T target length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,9 +119,15 @@ def train_step(
     cfg: RunConfig,
     mesh: Mesh,
     device: torch.device,
+    logs: Callable[[StepCounts], bool] = lambda counts: True,
 ) -> tuple[StepCounts, float]:
-    """One step; returns the global token counts and the gradient norm before clipping."""
+    """One step; returns the global token counts and the gradient norm before clipping.
+
+    `logs` says whether the meter will be read; where not, no statistics of routing are taken.
+    """
     counts = count_tokens(batch, mesh, stop=stop)
+    engine.module.count_routing(logs(counts))
     run_micro_batches(engine, batch, counts, meter, cfg=cfg, mesh=mesh, device=device)
+    engine.module.count_routing(True)
     require_finite(engine, meter, batch, mesh)
     return counts, engine.step(lr).grad_norm

@@ -59,6 +59,7 @@ class MoeLayer(nn.Module):
         self.maths = router_in(rules.row.module)
         self.router = Router(rules.row, d_model, rules.num_experts)
         self.experts = ExpertBank(rules, d_model=d_model, d_ff=d_ff, ffn=ffn, exchange=exchange)
+        self.counts = True  # whether statistics of routing are taken; generation takes none
         self.tap: RoutingTap | None = None  # set by `measure.verify` alone
 
     def forward(
@@ -97,7 +98,8 @@ class MoeLayer(nn.Module):
             y_GSD = self._through_rows(tokens.x_GSD, gates_GSK, routing, noise, length=L)
         else:
             y_GSD = self._through_buffers(tokens.x_GSD, gates_GSK, routing, noise, sequences)
-        return self.exchange.leave(y_GSD).view(B, L, D), self._report(routing, positions=B * L)
+        report = self._report(routing, positions=B * L, groups=B // sequences)
+        return self.exchange.leave(y_GSD).view(B, L, D), report
 
     def _unbounded(self, mode: RouteMode) -> bool:
         """No choice is dropped for want of a slot; such buffers would have E rows a token."""
@@ -175,8 +177,9 @@ class MoeLayer(nn.Module):
             capacity = min(S, rules.capacity.slots(S, train=False))
             slots = _evaluation_slots(rules.capacity, S, tokens.real_GS.device)
             rules, tokens = replace(rules, routed="real"), replace(tokens, limit_G=slots[tokens.real_GS.sum(1)])
-        routing = route(self.maths, tokens, rules, capacity, self.tap)
-        if not self._unbounded(mode):
+        counts = self.counts and mode != "no_drop"
+        routing = route(self.maths, tokens, rules, capacity, self.tap, counts=counts)
+        if routing.stats is None or not self._unbounded(mode):
             return routing
         rows = (routing.slots_GSK < rules.num_experts * capacity).sum().float()
         return replace(routing, stats=replace(routing.stats, slots=rows))
@@ -189,25 +192,24 @@ class MoeLayer(nn.Module):
         f_GE, p_GE = self.exchange.leave(torch.stack((own.f_GE, own.p_GE), 1)).unbind(1)
         return LayerBalance(f_GE=f_GE, p_GE=p_GE)
 
-    def _report(self, routing: Routing, *, positions: int) -> LayerRouting:
+    def _report(self, routing: Routing, *, positions: int, groups: int) -> LayerRouting:
         """Losses and counts over all groups of the micro-batch, in one reduction over the ranks that shared them."""
-        balance = self._balance(routing)
-        if self.exchange.group_shards == 1:
-            return LayerRouting(
-                aux_loss=routing.aux_loss,
-                z_sum=routing.z_sum,
-                positions=positions,
-                stats=routing.stats,
-                balance=balance,
-            )
-        parts = [getattr(routing.stats, field.name) for field in fields(RouterStats)]
-        wide = routing.aux_loss.dtype
-        losses = torch.stack((routing.aux_loss, routing.z_sum))
-        summed = self.exchange.sum_shards(torch.cat((losses, *(part.reshape(-1).to(wide) for part in parts))))
-        pieces = summed[2:].detach().float().split([part.numel() for part in parts])
-        stats = {f.name: v.view(p.shape) for f, v, p in zip(fields(RouterStats), pieces, parts, strict=True)}
+        aux_loss, z_sum, stats = routing.aux_loss, routing.z_sum, routing.stats
+        if self.exchange.group_shards > 1:
+            parts = [] if stats is None else [getattr(stats, field.name) for field in fields(RouterStats)]
+            flat = torch.cat((torch.stack((aux_loss, z_sum)), *(part.reshape(-1).to(aux_loss.dtype) for part in parts)))
+            summed = self.exchange.sum_shards(flat)
+            aux_loss, z_sum = summed[0], summed[1]
+            pieces = summed[2:].detach().float().split([part.numel() for part in parts])
+            named = {f.name: v.view(p.shape) for f, v, p in zip(fields(RouterStats), pieces, parts, strict=False)}
+            stats = None if stats is None else RouterStats(**named)
         return LayerRouting(
-            aux_loss=summed[0], z_sum=summed[1], positions=positions, stats=RouterStats(**stats), balance=balance
+            aux_loss=aux_loss,
+            z_sum=z_sum,
+            positions=positions,
+            groups=groups,
+            stats=stats,
+            balance=self._balance(routing),
         )
 
 

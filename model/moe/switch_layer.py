@@ -97,11 +97,12 @@ class SwitchLayer(nn.Module):
 
     def _losses(self, routing: LayerRouting) -> SwitchLosses:
         rules, stats = self.layer.rules.losses, routing.stats
+        assert stats is not None, "the layer counts"
         if rules.join == "joined":
             assert routing.balance is not None
             aux = joined_loss([routing.balance])
         else:
-            aux = routing.aux_loss / stats.groups
+            aux = routing.aux_loss / routing.groups
         z = routing.z_sum / (stats.tokens.clamp(min=1) if rules.z_divisor == "real" else routing.positions)
         aux, z = aux * rules.aux_weight, z * rules.z_weight
         return SwitchLosses(

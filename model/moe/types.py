@@ -57,7 +57,7 @@ class Routing(Decision):
 
     capacity: int
     z_sum: Tensor  # fp32 scalar with gradient: sum of logsumexp(logits)^2 over the tokens that the z-loss counts
-    stats: RouterStats
+    stats: RouterStats | None  # where they are wanted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,5 +75,6 @@ class LayerRouting:
     aux_loss: Tensor  # as in Routing, already summed over the tensor ranks that shared the groups
     z_sum: Tensor
     positions: int  # tokens of the micro-batch in this stack, padding included
-    stats: RouterStats
+    groups: int  # routing groups of the micro-batch
+    stats: RouterStats | None  # None where nobody asked for them (`MoeLayer.counts`)
     balance: LayerBalance | None = None  # of all groups of the micro-batch, where losses join layers before f and P

@@ -19,6 +19,7 @@ from conf.derived.layers import stacks
 from conf.schema import ModelConfig, MoeConfig
 from conf.schema import Stack as StackName
 from model.contract import PAD, Decoding, Generative, ModelOutput
+from model.moe.layer import MoeLayer
 from model.moe.types import RouteMode
 from model.t5.block import Memory
 from model.t5.position import padding_mask
@@ -61,6 +62,7 @@ class SwitchTransformer(Generative):
             head = ParamSpec(dims=("vocab", "embed"), fan_in=model.d_model)
             self.lm_head = layers.column_linear(model.d_model, rows, head)
         self._train_losses = self._losses
+        self._compiled = False
         self.noise_sites = NoiseSites({**self.encoder.noise_sites, **self.decoder.noise_sites})
 
     @override
@@ -87,7 +89,14 @@ class SwitchTransformer(Generative):
         )
 
     @override
+    def count_routing(self, wanted: bool) -> None:
+        for block in (*self.encoder.layers, *self.decoder.layers):
+            if isinstance(layer := block.ff, MoeLayer):
+                layer.counts = wanted or self._compiled
+
+    @override
     def compile_steps(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]], *, whole: bool) -> None:
+        self._compiled = True
         if whole:
             self._train_losses = compiler(self._losses)
         else:

@@ -8,15 +8,12 @@ from torch import Tensor
 
 from model.contract import ModelOutput
 from model.losses import LossParts, LossScale, micro_batch_loss
-from model.moe.types import LayerRouting, RouterStats
+from model.moe.types import LayerRouting
 from tests.model.t5.build import MOE, make_batch, make_model
 
 
 def routing(aux: float, z: float, groups: int, positions: int = 10) -> LayerRouting:
-    zero = torch.zeros(())
-    names = ("load_E", "probability_E", "kept_E", "tokens", "routed", "entropy", "confidence", "slots", "aux", "z")
-    stats = RouterStats(groups=torch.tensor(float(groups)), **dict.fromkeys(names, zero))
-    return LayerRouting(aux_loss=leaf(aux), z_sum=leaf(z), positions=positions, stats=stats)
+    return LayerRouting(aux_loss=leaf(aux), z_sum=leaf(z), positions=positions, groups=groups, stats=None)
 
 
 def leaf(value: float) -> Tensor:
@@ -98,3 +95,15 @@ def test_micro_batches_with_uneven_padding_equal_one_batch(sparse: str, semantic
     assert one[0].total.item() == pytest.approx(sum(m.item() for m in means), rel=1e-12)
     for name, grad in one_grads.items():
         assert torch.allclose(grad, many_grads[name], rtol=0, atol=1e-12 * grad.abs().max().item() + 1e-15), name
+
+
+def test_losses_do_not_depend_on_whether_routing_is_counted() -> None:
+    module, batch = make_model(moe="switch"), make_batch()
+    found = []
+    for wanted in (True, False, True):
+        module.count_routing(wanted)
+        out = module(batch.encoder_BL, batch.targets_BT, mode="train", noise=None)
+        assert all((layer.stats is not None) is wanted for layer in out.layers)
+        found.append(micro_batch_loss(out, SCALE, MOE).total)
+    assert len(out.layers) > 0
+    assert found[0] == found[1] == found[2]

@@ -49,6 +49,7 @@ class Batches:
         return SimpleNamespace(epoch=0.0)
 
 
+THROUGHPUT = SimpleNamespace(add=lambda **numbers: None, take=dict, restart=lambda: None)
 REPORT = Report(loss=1.0, aux_loss=0.0, z_loss=0.0, by_kind={"text": 1.0, "sentinel": 1.0}, tokens=1.0, layers=())
 
 
@@ -56,8 +57,7 @@ def events(monkeypatch, *, step=0, stop_after=None, stop_in_evaluation_at=None):
     """What a run that stands at `step` does, and how it ends."""
     session = Recorder(compose(TRAIN))
     state = TrainState(step=step, tokens=step)
-    throughput = SimpleNamespace(add=lambda **numbers: None, take=dict, restart=lambda: None)
-    monkeypatch.setattr(loop, "Throughput", lambda *arguments: throughput)
+    monkeypatch.setattr(loop, "Throughput", lambda *arguments: THROUGHPUT)
 
     def evaluate(*arguments, **settings):
         session.events.append(f"eval {running.state.step}")
@@ -81,6 +81,24 @@ def test_a_whole_run(monkeypatch):
         ["eval 0", "train from 0", "eval 2", "save 3", "eval 4", "save 6", "eval 6", "wait"],
         "done",
     )
+
+
+@pytest.mark.parametrize("limit", ["train.steps=6", "train.tokens=6"])
+def test_statistics_are_taken_in_the_steps_that_are_logged(monkeypatch, limit):
+    session, asked, written = Recorder(compose([limit, "train.log_every=4"])), [], []
+    session.log = SimpleNamespace(write=lambda step, metrics: written.append(step) if "train/lr" in metrics else None)
+    monkeypatch.setattr(loop, "Throughput", lambda *arguments: THROUGHPUT)
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments, **settings: REPORT)
+
+    def train_step(*arguments, **settings):
+        counts = StepCounts(inputs=0, targets=1, stop=False)
+        asked.extend([running.state.step + 1] if settings["logs"](counts) else [])
+        return counts, 1.0
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    running = loop.Loop(session, TrainState(), SilentView(), SimpleNamespace(requested=False))
+    running.run()
+    assert asked == written == [4, 6]
 
 
 def test_a_stop_saves_at_once_and_does_not_evaluate(monkeypatch):

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.tasks.task import TokenKind
 from model.contract import ModelOutput
 from model.losses import LossParts
-from model.moe.types import LayerRouting, RouterStats
+from model.moe.types import RouterStats
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 
@@ -82,7 +82,7 @@ class Meter:
         self._experts: list[int] = []
 
     def add(self, output: ModelOutput, targets_BT: Tensor, parts: LossParts | None) -> None:
-        """Count one micro-batch; `parts` is None in evaluation."""
+        """Count one micro-batch; `parts` is None in evaluation. Routing counts only where the model took statistics."""
         loss_BT = output.token_loss_BT.detach().double()
         real_BT = targets_BT != 0
         zero = loss_BT.new_zeros(())
@@ -92,10 +92,10 @@ class Meter:
             values += [(loss_BT * counted_BT).sum(), counted_BT.sum().double()]
         stacked = torch.stack(values)
         self._scalars = stacked if self._scalars is None else self._scalars + stacked
-        self._add_layers(output.layers)
+        self._add_layers(layer.stats for layer in output.layers if layer.stats is not None)
 
-    def _add_layers(self, routings: Iterable[LayerRouting]) -> None:
-        flat = [_flatten(routing.stats) for routing in routings]
+    def _add_layers(self, stats: Iterable[RouterStats]) -> None:
+        flat = [_flatten(each) for each in stats]
         if not self._layers:
             self._layers = flat
             self._experts = [(vector.numel() - len(_STATS) + 3) // 3 for vector in flat]

@@ -59,8 +59,9 @@ class Tally(Meter):
             self._entered = entered if self._entered is None else self._entered + entered
         layers = output.layers
         if layers:
-            rows = [torch.stack((each.aux_loss, each.z_sum, each.stats.groups)).detach().double() for each in layers]
-            new = torch.stack(rows)
+            rows = [torch.stack((each.aux_loss, each.z_sum)).detach().double() for each in layers]
+            groups = torch.tensor([[float(each.groups)] for each in layers], dtype=torch.float64)
+            new = torch.cat((torch.stack(rows), groups.to(rows[0].device)), 1)
             self._layer_sums = new if self._layer_sums is None else self._layer_sums + new
 
     def numbers(self, mesh: Mesh) -> StepNumbers:

@@ -17,8 +17,16 @@ def router_in(module: str) -> Router:
     return importlib.import_module(module).ROUTER
 
 
-def route(router: Router, tokens: Tokens, rules: MoeRules, capacity: int, tap: RoutingTap | None = None) -> Routing:
-    """Send tokens to experts, at most `capacity` of a group to one expert.
+def route(
+    router: Router,
+    tokens: Tokens,
+    rules: MoeRules,
+    capacity: int,
+    tap: RoutingTap | None = None,
+    *,
+    counts: bool = True,
+) -> Routing:
+    """Send tokens to experts, at most `capacity` of a group to one expert; `counts`: with statistics.
 
     Gradients reach the router through gates, P and the z-loss; dispatch carries none. A `tap` may put other logits in
     the place of the computed ones.
@@ -28,6 +36,5 @@ def route(router: Router, tokens: Tokens, rules: MoeRules, capacity: int, tap: R
         logits_GSE = tap.logits(logits_GSE)
     decision = router.decide(logits_GSE, tokens, rules, capacity)
     z_sum, z_real = z_sums(decision.logits_GSE, tokens.real_GS, rules.losses.z_tokens)
-    return Routing(
-        **vars(decision), capacity=capacity, z_sum=z_sum, stats=router_stats(decision, tokens.real_GS, z_real)
-    )
+    stats = router_stats(decision, tokens.real_GS, z_real) if counts else None
+    return Routing(**vars(decision), capacity=capacity, z_sum=z_sum, stats=stats)

@@ -104,6 +104,9 @@ def test_rows_without_bound_equal_buffers_with_a_slot_for_every_token(monkeypatc
     monkeypatch.setattr(layer, "_through_rows", functools.partial(through_buffers, layer))
     for value, want in zip(ours, run()[0], strict=True):
         torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-12)
+    if mode == "no_drop":
+        assert routing.stats is None
+        return
     assert int(routing.stats.routed) == int(real.sum())
     assert int(routing.stats.kept_E.sum()) <= int(routing.stats.slots) <= real.numel() * layer.rules.choices
 
@@ -148,13 +151,13 @@ def test_no_drop_depends_on_neither_neighbours_nor_padding(semantics, router):
     x, real, _ = batch(Variant())
     real = torch.arange(LENGTH) < torch.tensor([2, 3, 4, 5, 5, 1, 2, 3]).unsqueeze(1)
     with torch.no_grad():
-        whole, routing = layer(x, real, mode="no_drop", noise=NOISE)
+        whole, _ = layer(x, real, mode="no_drop", noise=NOISE)
         for i in range(BATCH):
             n = int(real[i].sum())
             alone, _ = layer(x[i : i + 1, :n], real[i : i + 1, :n], mode="no_drop", noise=None)
             torch.testing.assert_close(whole[i, :n], alone[0], rtol=1e-12, atol=1e-12)
     if router != "expert_choice":
-        assert int(routing.stats.routed) == int(real.sum())
+        assert bool(whole[real].any(-1).all())
 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)

@@ -30,7 +30,8 @@ def routing(load, kept, *, tokens, groups=1.0, aux=1.0):
         aux=torch.tensor(aux),
         z=torch.tensor(tokens * 3.0),
     )
-    return LayerRouting(aux_loss=torch.tensor(aux), z_sum=torch.tensor(0.0), positions=8, stats=stats)
+    zero = torch.tensor(0.0)
+    return LayerRouting(aux_loss=torch.tensor(aux), z_sum=zero, positions=8, groups=int(groups), stats=stats)
 
 
 def output(losses, layers):
