@@ -119,3 +119,13 @@ def test_wrong_settings_are_named(settings, says):
     with pytest.raises((ConfigError, ConfigErrors)) as caught:
         SwitchLayer(D, F, E, **settings)
     assert says in str(caught.value)
+
+
+def test_without_dropping_every_token_reaches_its_expert():
+    layer = SwitchLayer(D, F, E, capacity="dropless", capacity_factor=0.1, seed=1)
+    x = torch.randn(2, 6, D)
+    y, losses = layer(x)
+    assert float(losses.dropped) == 0
+    assert bool(y.any(-1).all())
+    with pytest.raises(ConfigError, match=r"moe\.capacity"):
+        SwitchLayer(D, F, E, capacity="dropless", router="expert_choice")
