@@ -95,7 +95,7 @@ def run_micro_batches(
 
 def require_finite(engine: Engine[Model], meter: Meter, batch: StepBatch, mesh: Mesh) -> None:
     """Raise `NonFiniteError` on every rank, before the update, when any rank's loss or gradients are not finite."""
-    healthy = meter.is_finite() and engine.gradients_finite()
+    healthy = bool(meter.finite() & engine.gradients_finite())  # waits for the device, once for both
     flags = torch.tensor([0.0 if healthy else 1.0], dtype=torch.float64)
     collectives.all_reduce(flags, mesh.control)
     if flags.item() == 0:

@@ -24,6 +24,8 @@ from data.text.vocabulary import appended
 from measure.speed.result import Row
 from measure.speed.setup import Settings
 from measure.speed.timing import Clock, Work, clock_of, compare
+from model.contract import Model
+from parallel.engine.protocol import Engine
 from parallel.mesh import collectives
 from parallel.mesh.axes import Mesh
 from trainer.report.metrics import Meter
@@ -66,15 +68,20 @@ def dense_twin(overrides: tuple[str, ...], *, world: int) -> RunConfig:
     return compose(merged(kept, NO_EXPERTS), world=(world, world))
 
 
-def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device) -> Work:
-    """A training step of a freshly built model, as the trainer takes it: token counts, finite check and update."""
-    engine = build_initialised(cfg, mesh, device)
+def step_work(cfg: RunConfig, mesh: Mesh, device: torch.device, *, engine: Engine[Model] | None = None) -> Work:
+    """A training step as the trainer takes those that it does not log: token counts, finite check and update.
+
+    `engine` None: of a freshly built model.
+    """
+    engine = engine or build_initialised(cfg, mesh, device)
     batch = synthetic_batch(cfg, dp_rank=mesh.dp.rank)
     vocabulary = appended(cfg.data.tokenizer_vocab, cfg.data.sentinels)
 
     def work() -> object:
         meter = Meter(kinds=target_kinds(cfg.data, vocabulary), layer_names=layer_names(cfg))
-        return train_step(engine, batch, meter, lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device)
+        return train_step(
+            engine, batch, meter, lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device, logs=lambda counts: False
+        )
 
     return work
 

@@ -49,8 +49,11 @@ class Engine(Protocol[ModuleT]):
         """Back-propagate one micro-batch. Gradients are averaged over dp x accumulation (ADR 002)."""
         ...
 
-    def gradients_finite(self) -> bool:
-        """After the last micro-batch and before `step`: whether this rank's share of the gradients is finite."""
+    def gradients_finite(self) -> Tensor:
+        """After the last micro-batch and before `step`: whether this rank's share of the gradients is finite.
+
+        A bool scalar on the device, for which nothing has waited.
+        """
         ...
 
     def step(self, lr: float) -> StepResult:

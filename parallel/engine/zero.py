@@ -40,11 +40,11 @@ class ZeroEngine(Driver[ModuleT]):
         self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
 
     @override
-    def gradients_finite(self) -> bool:
+    def gradients_finite(self) -> Tensor:
         # Looks at the partition of the reduced gradients that this rank holds.
         self._require_boundary()
         pieces = [piece for group in self._partitions() for piece in group if piece.numel() > 0]
-        return bool(nn.utils.get_total_norm(pieces, norm_type=float("inf")).isfinite())
+        return nn.utils.get_total_norm(pieces, norm_type=float("inf")).isfinite()
 
     @override
     def step(self, lr: float) -> StepResult:

@@ -45,7 +45,7 @@ class MastersEngine(Driver[ModuleT]):
         self._optimizer, self._kind = optimizer, kind
 
     @override
-    def gradients_finite(self) -> bool:
+    def gradients_finite(self) -> Tensor:
         self._require_boundary()
         return self._optimizer.gradients_finite()
 

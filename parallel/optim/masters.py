@@ -73,10 +73,13 @@ class MasterOptimizer(Optimizer):
             sums[p] = grad
         return sums
 
-    def gradients_finite(self) -> bool:
-        """Whether all gradients of this rank are finite. Counts for `step` too: gradients may not change between."""
+    def gradients_finite(self) -> Tensor:
+        """Whether all gradients of this rank are finite, a bool scalar on its device.
+
+        What was added up for it counts for `step` too: gradients may not change between.
+        """
         self._squares = self._sum_squares()
-        return bool(self._squares.isfinite().all())
+        return self._squares.isfinite().all()
 
     def global_norm(self) -> Tensor:
         """Norm of the gradient over all shards, each logical element counted once; fp64 scalar, equal on all ranks."""

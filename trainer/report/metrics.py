@@ -102,10 +102,10 @@ class Meter:
         else:
             self._layers = [old + new for old, new in zip(self._layers, flat, strict=True)]
 
-    def is_finite(self) -> bool:
-        """Whether every sum so far is finite on this rank."""
+    def finite(self) -> Tensor:
+        """Whether every sum so far is finite on this rank, a bool scalar on its device."""
         assert self._scalars is not None, "nothing was added"
-        return bool(torch.isfinite(self._scalars).all())
+        return torch.isfinite(self._scalars).all()
 
     def reduce(self, mesh: Mesh) -> Report:
         """Sum over data-parallel ranks (tensor ranks hold equal numbers) and turn into a report."""

@@ -19,13 +19,13 @@ from data.batch import StepBatch
 from data.tasks.task import target_kinds
 from data.text.vocabulary import appended
 from measure.speed.peers.side import Side
-from measure.speed.step import synthetic_batch
+from measure.speed.step import step_work, synthetic_batch
 from measure.speed.timing import Work
 from parallel.engine.protocol import compute_dtype
 from parallel.mesh.axes import single_process
 from trainer.report.metrics import Meter
 from trainer.session import build_initialised
-from trainer.step import count_tokens, run_micro_batches, train_step
+from trainer.step import count_tokens, run_micro_batches
 
 
 def own_side(cfg: RunConfig, device: torch.device, *, name: str) -> Side:
@@ -35,18 +35,14 @@ def own_side(cfg: RunConfig, device: torch.device, *, name: str) -> Side:
     batch = batch_of(cfg)
     vocabulary = appended(cfg.data.tokenizer_vocab, cfg.data.sentinels)
 
-    def meter() -> Meter:
-        return Meter(kinds=target_kinds(cfg.data, vocabulary), layer_names=layer_names(cfg))
-
     def passes() -> object:
+        meter = Meter(kinds=target_kinds(cfg.data, vocabulary), layer_names=layer_names(cfg))
         counts = count_tokens(batch, mesh)
-        run_micro_batches(engine, batch, counts, meter(), cfg=cfg, mesh=mesh, device=device)
+        engine.module.count_routing(False)
+        run_micro_batches(engine, batch, counts, meter, cfg=cfg, mesh=mesh, device=device)
         return engine.discard_gradients()
 
-    def step() -> object:
-        return train_step(engine, batch, meter(), lr=0.0, stop=False, cfg=cfg, mesh=mesh, device=device)
-
-    return Side(name=name, passes=passes, step=step)
+    return Side(name=name, passes=passes, step=step_work(cfg, mesh, device, engine=engine))
 
 
 def eager(side: Side, *, name: str) -> Side:

@@ -174,7 +174,7 @@ def poisoned(rank: int, world: int, cases: list[dict[str, Any]]) -> None:
                 bad = rank == world - 1 and micro == 0
                 engine.backward(engine.module(ids, targets * float("nan") if bad else targets))
             finite: list[Any] = [None] * world
-            dist.all_gather_object(finite, engine.gradients_finite())
+            dist.all_gather_object(finite, bool(engine.gradients_finite()))
             assert not all(finite), options
             if reaction == "discard":
                 engine.discard_gradients()

@@ -103,7 +103,7 @@ def copy_that_is_not_finite(rank: int, world: int) -> tuple[bool, list[str]]:
     copies = [name for name, p in module.named_parameters() if not is_counted(p, mesh)]
     for name, parameter in module.named_parameters():
         parameter.grad = torch.full_like(parameter, float("nan") if name in copies[:1] else 1.0)
-    return optimizer.gradients_finite(), copies
+    return bool(optimizer.gradients_finite()), copies
 
 
 def test_copies_that_another_rank_counts_must_be_finite_too():

@@ -99,7 +99,7 @@ def test_every_metric_of_a_layer_has_a_line_on_the_page_of_metrics():
 def test_a_nan_is_noticed():
     meter = Meter(kinds=KINDS, layer_names=())
     meter.add(output([[math.nan, 1.0]], []), torch.tensor([[5, 5]]), PARTS)
-    assert not meter.is_finite()
+    assert not meter.finite()
 
 
 def _reduce_on_ranks(rank, world):
