@@ -21,6 +21,7 @@ from conf.reading.yaml_text import read_yaml
 from conf.safety.redact import by_variable, redact_text
 
 OPTION = "--config"
+_MOST = 1_000  # settings in a file: far more than there are fields
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -85,6 +86,8 @@ def read_settings(path: Path) -> list[str]:
         if field in flat:
             raise ConfigError(f"{path}: {field}", got=value, needs=f"one value, and {flat[field]!r} stands there too")
         flat[field] = value
+    if len(flat) > _MOST:
+        raise ConfigError(str(path), got=f"{len(flat):,} settings", needs=f"at most {_MOST:,}")
     if KEY in flat:  # written by a run
         number = flat.pop(KEY)
         flat = renamed(flat, int(number) if number.isdecimal() else number, origin=str(path))

@@ -13,6 +13,8 @@ from conf.errors import ConfigError
 from conf.safety.regular import read_regular
 from launch.commands.parameters import FILE, option
 
+_LONGEST = 1_000_000  # characters of a text: far more than any model reads
+
 
 def takes_texts(meaning: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the function gets `text`, `file` (for `read_texts`) and `as_json`."""
@@ -61,6 +63,9 @@ def _lines(file: Path | None) -> list[str]:
     content = content.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not (lines := [line for line in content.split("\n") if line.strip()]):
         raise ConfigError("TEXT", got="nothing", needs="at least one line of text", hint="'The <mask> sat on the mat'")
+    if (longest := max(lines, key=len)) and len(longest) > _LONGEST:
+        got = f"a line of {len(longest):,} characters, the {lines.index(longest) + 1}. with text"
+        raise ConfigError("--file", got=got, needs=f"texts of at most {_LONGEST:,}", hint="shorter lines")
     return lines
 
 

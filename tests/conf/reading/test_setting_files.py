@@ -57,6 +57,7 @@ def test_a_group_that_is_typed_again_replaces_the_file_s(tmp_path):
         ("seed: 1\nname: x\nseed: 2", "mine.yaml", "line 3: seed is given a second time"),
         ("train: {steps: 1, steps: 2}", "mine.yaml", "line 1: steps is given a second time"),
         ("train.steps: 1\ntrain: {steps: 2}", "train.steps", "got '2'; needs one value, and '1' stands there too"),
+        ("\n".join(f"a{i}: 1" for i in range(1001)), "mine.yaml", "got '1,001 settings'; needs at most 1,000"),
     ],
 )
 def test_a_file_is_checked_as_typed_words_are(tmp_path, content, field, says):

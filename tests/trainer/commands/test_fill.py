@@ -38,6 +38,9 @@ def test_nothing_to_read_is_refused(tmp_path, monkeypatch):
         latin.write_bytes("a <mask>".encode(encoding))
         with pytest.raises(ConfigError, match=r"--file: .*byte 0x00 at character \d is no text"):
             read_texts([], latin)
+    latin.write_text("a <mask>\n" + "b" * 1_000_001)
+    with pytest.raises(ConfigError, match=r"--file: got 'a line of 1,000,001 characters, the 2\. with text'"):
+        read_texts([], latin)
     with pytest.raises(ConfigError, match="UTF-8"):
         read_texts(["caf\udce9 <mask>"], None)
 
