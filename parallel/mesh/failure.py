@@ -21,7 +21,7 @@ from torch.distributed import distributed_c10d
 from conf.errors import RankLost, is_peers_fault
 from parallel.mesh.consensus import ranks_named
 
-_SIGNS_S = 4.0  # for the others to notice the same, on a busy machine too
+_SIGNS_S = 2.0  # for the others to notice the same
 _LOOK_S = 0.1
 _ANSWER_S = 1.0  # for the store to answer a question
 _ASKING = 16  # ranks that ask after all others; in a large world the rest only say that they are there
