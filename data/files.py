@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from conf.safety.writing import append_to, write_whole
 from data.notice import notice
 
 _QUIET_S = 1.0
+_QUIET_RANK_S = 30.0  # of a rank: a peer makes what it waits for, and says so
 
 
 @contextmanager
@@ -42,12 +44,12 @@ def locked(path: Path) -> Iterator[None]:
 
 def _wait_for(handle: int, path: Path) -> None:
     """Take the lock, and tell it where that takes longer than others need for what is there already."""
-    until = time.monotonic() + _QUIET_S
+    until = time.monotonic() + (_QUIET_RANK_S if "LOCAL_RANK" in os.environ else _QUIET_S)
     while time.monotonic() < until:
         with suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        time.sleep(0.01)
+        time.sleep(0.02)
     notice(f"{path}: another process holds this lock, and makes what is wanted here; waiting for it")
     fcntl.flock(handle, fcntl.LOCK_EX)
 

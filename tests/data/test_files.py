@@ -56,6 +56,27 @@ def test_who_waits_for_a_lock_says_so(
     assert told == f"note: {path}: another process holds this lock, and makes what is wanted here; waiting for it\n"
 
 
+def test_a_rank_waits_for_its_peers_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_QUIET_S", 0.0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    path, entered = tmp_path / "l", []
+    with ThreadPoolExecutor() as pool:
+
+        def wait() -> None:
+            with locked(path):
+                entered.append(True)
+
+        with locked(path):
+            waiting = pool.submit(wait)
+            time.sleep(0.2)
+            assert not entered
+        waiting.result(timeout=10)
+    assert entered
+    assert capsys.readouterr().err == ""
+
+
 def test_a_pipe_has_no_checksum_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.tokens")
     with pytest.raises(OSError, match="no regular file"):
