@@ -16,11 +16,12 @@ from torch import Tensor
 def grouped_mm(rows_RI: Tensor, weights_XIO: Tensor, ends_X: Tensor) -> Tensor:
     """Rows up to `ends_X[0]` times the first matrix, from there up to `ends_X[1]` times the second, ..: `[R, O]`.
 
-    `ends_X` is int32. What lies behind the last end is undefined, in the result and in its gradient. On CUDA torch's
-    grouped product, which never waits for the device; elsewhere a product per expert with rows, for torch's own has
-    neither fp64 nor fake tensors there and is no faster (docs/log.md, 2026-11-30).
+    `ends_X` is int32. What lies behind the last end is undefined, in the result and in its gradient. In bf16 on CUDA
+    torch's grouped product, which does not wait for the device; elsewhere a product per expert with rows, which waits
+    for `ends_X`: torch's own has no fp64 and, but in bf16, no fake tensors, and on a CPU is no faster (docs/log.md,
+    2026-11-30).
     """
-    if rows_RI.is_cuda:
+    if rows_RI.is_cuda and rows_RI.dtype == torch.bfloat16:
         return F.grouped_mm(rows_RI, weights_XIO, offs=ends_X)
     return _slices(rows_RI, weights_XIO, ends_X)
 

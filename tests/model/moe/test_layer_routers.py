@@ -12,6 +12,7 @@ from conf.routing.references import SEMANTICS
 from conf.routing.routers import ROUTERS
 from conf.routing.settings import moe_rules
 from conf.schema import SemanticsName
+from model.moe.experts import ExpertBank
 from model.moe.layer import MoeLayer, _evaluation_slots
 from model.moe.types import LayerRouting, Routing
 from tests.model.moe.build import (
@@ -100,7 +101,17 @@ def test_rows_without_bound_equal_buffers_with_a_slot_for_every_token(monkeypatc
         loss = (y * cotangent).sum() + 0.3 * routing.aux_loss + 0.1 * routing.z_sum
         return [y, loss, *torch.autograd.grad(loss, (x, *layer.parameters()))], routing
 
+    rows: list[int] = []
+    work_on = ExpertBank.sorted
+
+    def watched(bank: ExpertBank, rows_RD: torch.Tensor, counts_X: torch.Tensor, **how) -> torch.Tensor:
+        rows.append(int(counts_X.sum()))
+        return work_on(bank, rows_RD, counts_X, **how)
+
+    monkeypatch.setattr(ExpertBank, "sorted", watched)
     ours, routing = run()
+    assert len(rows) == 1
+    assert int(real.sum()) <= rows[0] <= real.numel() * layer.rules.choices
     monkeypatch.setattr(layer, "_through_rows", functools.partial(through_buffers, layer))
     for value, want in zip(ours, run()[0], strict=True):
         torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-12)
@@ -108,7 +119,7 @@ def test_rows_without_bound_equal_buffers_with_a_slot_for_every_token(monkeypatc
         assert routing.stats is None
         return
     assert int(routing.stats.routed) == int(real.sum())
-    assert int(routing.stats.kept_E.sum()) <= int(routing.stats.slots) <= real.numel() * layer.rules.choices
+    assert int(routing.stats.kept_E.sum()) <= int(routing.stats.slots) == rows[0]
 
 
 def through_buffers(layer: MoeLayer, x_GSD, gates_GSK, routing, noise, *, length) -> torch.Tensor:
